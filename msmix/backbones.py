@@ -13,7 +13,7 @@ from torch import nn, Tensor
 from .core import Latents, Masks, Encoded, Fused, UsageError, choose, length_mask, stack_rows
 from .names import BACKBONES, resolve
 
-# %% ../nbs/10_backbones.ipynb #56c8271d
+# %% ../nbs/10_backbones.ipynb #23ea8fc0
 class Backbone(nn.Module):
     "A network that is cut where samples are mixed"
     averages_time = False       # True where all modalities but the lead are averaged over time before anything else
@@ -29,6 +29,10 @@ class Backbone(nn.Module):
         if len(dims)<2: raise UsageError(f"a backbone fuses two or more modalities, found {list(dims)}: add one to the dataset")
         self.dims, self.modalities = dict(dims), tuple(dims)
         self.label_range, self.lengths = (float(label_range[0]), float(label_range[1])), dict(lengths or {})
+
+    def embed(self, x: Latents, mask: Masks|None=None) -> tuple[Latents, Masks]:
+        "What `encode` reads: here the features themselves; a text encoder in front turns token ids into features"
+        return x, mask or {m: None for m in self.modalities}
 
     def encode(self,
         x: Latents, # Features, `(B,L_m,d_m)`
@@ -47,7 +51,7 @@ class Backbone(nn.Module):
 
     def forward(self, x: Latents, mask: Masks|None=None) -> Tensor:
         "Prediction $\\hat y$, `(B,1)`"
-        enc = self.encode(x, mask)
+        enc = self.encode(*self.embed(x, mask))
         return self.fuse(enc.z, enc.mask).pred
 
 # %% ../nbs/10_backbones.ipynb #bfad5225

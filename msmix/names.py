@@ -30,8 +30,9 @@ def choose(
     hint = f" (did you mean '{near[0]}'?)" if near else ''
     raise UsageError(f"unknown {what} '{name}'{hint}: choose one of {', '.join(map(str, valid))}")
 
-# %% ../nbs/05_names.ipynb #bd3ec384
-BACKBONES = {'tfn': 'msmix.tfn:TFN', 'lmf': 'msmix.lmf:LMF'}
+# %% ../nbs/05_names.ipynb #c7e27e25
+BACKBONES = {'tfn': 'msmix.tfn:TFN', 'lmf': 'msmix.lmf:LMF', 'mult': 'msmix.mult:MulT', 'misa': 'msmix.misa:MISA',
+             'almt': 'msmix.almt:ALMT', 'glomo': 'msmix.glomo:GLoMo'}
 
 # %% ../nbs/05_names.ipynb #4082fc2c
 MIXERS = {'none': 'msmix.mixers:NoMix', 'mixup': 'msmix.mixup:Mixup', 'msmix': 'msmix.msmix:MSMix'}

@@ -48,14 +48,14 @@ def load_reference(
     load_state(model, module.published_state(state), f'the published {backbone}')
     return model.eval()
 
-# %% ../nbs/17_reference.ipynb #63aa43cd
+# %% ../nbs/17_reference.ipynb #0df8df5c
 def largest_error(
     ours: Tensor,
     theirs: Tensor, # The same shape
     name: str='output', # For the message
 ) -> float:
     "Largest error of one output, relative above one and absolute below"
-    ours, theirs = torch.as_tensor(ours).double(), torch.as_tensor(theirs).double()
+    ours, theirs = torch.as_tensor(ours).detach().double(), torch.as_tensor(theirs).detach().double()
     if ours.shape!=theirs.shape: raise UsageError(f"{name} has shape {tuple(ours.shape)}, the reference has {tuple(theirs.shape)}")
     return float(((ours-theirs).abs()/theirs.abs().clamp(min=1)).max()) if theirs.numel() else 0.
 

@@ -34,7 +34,7 @@ def predictor(
         finally: backbone.train(was)
     return predict
 
-# %% ../nbs/30_train.ipynb #2bc30b68
+# %% ../nbs/30_train.ipynb #73bb4f7b
 def step_losses(
     backbone: Backbone,
     mixer: Mixer,
@@ -43,9 +43,10 @@ def step_losses(
 ) -> dict[str,Tensor]: # `task`, `mix` where there are mixed rows, and every further loss by its name
     "All losses of one training step"
     task, B = LOSSES[loss], len(batch.y)
-    clean = backbone.encode(batch.x, batch.mask)
+    x, mask = backbone.embed(batch.x, batch.mask)
+    clean = backbone.encode(x, mask)
     if mixer.place()=='input':
-        mixed = mixer(batch.x, batch.y, mask=batch.mask, labels=batch.labels)
+        mixed = mixer(x, batch.y, mask=mask, labels=batch.labels)
         again = backbone.encode(mixed.z, mixed.mask)
         mixed = mixed._replace(z=again.z, mask=again.mask)
     else: mixed = mixer(clean.z, batch.y, mask=clean.mask, labels=batch.labels, predict=predictor(backbone))
@@ -93,7 +94,7 @@ def cosine_factor(
     if epoch<warmup: return (epoch+1)/warmup
     return .5*(1+math.cos(math.pi*min(1., (epoch-warmup)/max(1, horizon-warmup))))
 
-# %% ../nbs/30_train.ipynb #08986472
+# %% ../nbs/30_train.ipynb #a7867008
 def make_schedule(
     optimiser: torch.optim.Optimizer,
     recipe, # `msmix.recipes.Recipe`
@@ -101,6 +102,9 @@ def make_schedule(
     "A function of the validation loss, called after every epoch"
     if recipe.schedule=='plateau':
         return torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=.1, patience=recipe.plateau).step
+    if recipe.schedule=='steps':
+        step = torch.optim.lr_scheduler.MultiStepLR(optimiser, recipe.milestones, gamma=.1).step
+        return lambda loss: step()
     if recipe.schedule=='cosine':
         step = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda e: cosine_factor(e, recipe.warmup, recipe.horizon)).step
         return lambda loss: step()

@@ -1,0 +1,62 @@
+# `make reproduce` and `make test` do all their own set-up in .venv; only Python 3.11 or newer and make are needed.
+SHELL  := /bin/bash
+PYTHON ?= python3
+JOBS   ?= 2
+VENV   := .venv
+READY  := $(VENV)/.ready
+NOTEBOOKS ?= $(sort $(wildcard nbs/*.ipynb nbs/figures/*.ipynb nbs/notes/*.ipynb nbs/tutorials/*.ipynb))
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup reproduce test readme notebooks export clean-notebooks hooks clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make reproduce        the grid on synthetic data, its table and its figure (results/reproduce)'
+	@echo 'make test             every check and every notebook'
+	@echo 'make readme           README.md from nbs/index.ipynb'
+	@echo 'make notebooks        execute and clean all notebooks but the training notebook, in place'
+	@echo 'make export           notebooks to msmix/*.py'
+	@echo 'make clean-notebooks  strip the notebooks of what changes from one execution to the next'
+	@echo 'make hooks            git hooks that keep notebooks clean and mergeable'
+	@echo 'make clean            remove .venv, caches and results/reproduce'
+
+setup: $(READY)
+
+# The stamp is written last, so an interrupted install is taken up again.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
+	  f"msmix: Python 3.11 or newer is needed, found {v[0]}.{v[1]} at {sys.executable}: call make PYTHON=/path/to/python3.11")'
+	@echo 'Installing into $(VENV); this takes a few minutes once.'
+	@$(PYTHON) -m venv $(VENV)
+	@python -m pip install --constraint constraints.txt --editable '.[workflow,text,tables,dev]' > $(VENV)/install.log 2>&1 \
+	  || { tail -n 20 $(VENV)/install.log; echo 'msmix: the install failed, see $(VENV)/install.log'; exit 1; }
+	@touch $@
+
+reproduce: $(READY)
+	@msmix grid workflow/config/reproduce.yaml -j $(JOBS)
+
+test: export HF_HUB_OFFLINE := 1
+test: export OMP_NUM_THREADS := 1
+test: $(READY)
+	@python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+
+readme: $(READY)
+	@python -c 'from msmix.docs import write_readme; print(write_readme())'
+
+notebooks: $(READY)
+	@python -c 'import sys; from msmix.docs import execute_in_place as run; [print(run(o), flush=True) for o in sys.argv[1:]]' $(NOTEBOOKS)
+	@nbdev_clean
+
+export: $(READY)
+	@nbdev_export
+
+clean-notebooks: $(READY)
+	@nbdev_clean
+
+hooks: $(READY)
+	@nbdev_install_hooks
+
+clean:
+	rm -rf $(VENV) results/reproduce .snakemake .pytest_cache .ruff_cache build dist *.egg-info

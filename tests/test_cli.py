@@ -1,0 +1,221 @@
+"The command line: exit codes, one line for bad input, nothing half-written"
+import json, os, pickle, subprocess, sys
+from pathlib import Path
+import h5py
+import numpy as np
+import pytest
+from conftest import ROOT
+
+LENGTHS, DIMS = {'text': 50, 'audio': 6, 'vision': 7}, {'text': 8, 'audio': 3, 'vision': 4}
+
+
+class Hostile:
+    def __reduce__(self): return os.system, ('touch hostile-was-here',)
+
+
+def feature_split(n, seed):
+    "One split as MMSA's feature pickles hold it"
+    draw, L = np.random.default_rng(seed), LENGTHS
+    text_length = draw.integers(3, L['text'], n)
+    mask = (np.arange(L['text']) < text_length[:,None]).astype(float)
+    labels = draw.uniform(-3, 3, n)
+    return {'raw_text': np.array(['a clip']*n), 'id': np.array([f'clip$_${seed}_{i}' for i in range(n)]),
+            'text_bert': np.stack([np.ones((n, L['text'])), mask, np.zeros_like(mask)], 1),
+            **{m: draw.normal(size=(n, L[m], DIMS[m])).astype(np.float32) for m in L},
+            'audio_lengths': [3]*n, 'vision_lengths': [4]*n, 'annotations': np.array(['Positive']*n),
+            'classification_labels': np.zeros(n), 'regression_labels': labels}
+
+
+@pytest.fixture
+def features(): return {'train': feature_split(8, 0), 'valid': feature_split(4, 1), 'test': feature_split(5, 2)}
+
+
+def put(split, key, value): return lambda f: f[split].__setitem__(key, value(f[split][key]))
+def first(value): return lambda a: np.concatenate([np.asarray(a[:1])*0+value, np.asarray(a[1:])])
+
+
+BROKEN = {
+    'a missing split': lambda f: f.pop('valid'),
+    'a missing key': lambda f: f['train'].pop('regression_labels'),
+    'modalities with different numbers of samples': put('train', 'audio', lambda a: a[:-1]),
+    'features without a time axis': put('test', 'vision', lambda a: a[:,0]),
+    'a label out of range': put('train', 'regression_labels', first(9.)),
+    'a label that is not a number': put('train', 'regression_labels', first(np.nan)),
+    'no samples': lambda f: f.__setitem__('valid', {k: v[:0] for k,v in f['valid'].items()}),
+    'text in place of numbers': put('test', 'audio', lambda a: np.full(a.shape, 'x')),
+}
+
+
+@pytest.mark.parametrize('fault', BROKEN)
+def test_prepare_refuses_a_pickle_with(fault, refused, features, tmp_path):
+    BROKEN[fault](features)
+    (tmp_path/'f.pkl').write_bytes(pickle.dumps(features))
+    refused('', 'prepare', tmp_path/'f.pkl', tmp_path/'d.h5', '--name', 'mosi')
+    assert [o.name for o in tmp_path.iterdir()] == ['f.pkl']
+
+
+@pytest.mark.parametrize('kind', ['missing', 'empty', 'text', 'cut', 'hostile'])
+def test_prepare_refuses_a_file_that_is(kind, refused, features, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = {'empty': b'', 'text': b'not a pickle', 'cut': pickle.dumps(features)[:5000],
+               'hostile': pickle.dumps({'train': Hostile()})}
+    if kind in content: (tmp_path/'f.pkl').write_bytes(content[kind])
+    refused('f.pkl', 'prepare', 'f.pkl', 'd.h5', '--name', 'mosi')
+    assert [o.name for o in tmp_path.iterdir() if o.name != 'f.pkl'] == []
+
+
+def test_prepare_writes_a_dataset_that_trains(msmix, features, tmp_path):
+    (tmp_path/'f.pkl').write_bytes(pickle.dumps(features))
+    code, _, err = msmix('prepare', tmp_path/'f.pkl', tmp_path/'d.h5', '--name', 'mosi')
+    assert code == 0, err
+    with h5py.File(tmp_path/'d.h5') as f: assert f.attrs['name'] == 'mosi' and len(f['train/label']) == 8
+    code, out, err = msmix('train', '--data', tmp_path/'d.h5', '--backbone', 'lmf', '--mixer', 'none', '--seed', 1,
+                           '--results', tmp_path/'r', '--set', 'max_epochs=1', '--device', 'cpu')
+    assert code == 0, err
+    assert (tmp_path/'r'/'runs'/'mosi'/'lmf'/'none'/'main'/'1.h5').is_file()
+    assert 'MAE' in out
+
+
+def test_list_names_everything_without_loading_torch():
+    code = ('import sys; from msmix.cli import main; main(["list", "--json"]); '
+            'sys.exit(3 if {"torch", "numpy", "pandas"} & set(sys.modules) else 0)')
+    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert found.returncode == 0
+    names = json.loads(found.stdout)
+    assert list(names) == ['datasets', 'backbones', 'mixers', 'experiments']
+    assert {'tfn', 'lmf'} <= set(names['backbones']) and {'none', 'mixup', 'msmix'} <= set(names['mixers'])
+
+
+def test_every_listed_name_stands_for_a_class_or_a_configuration():
+    from msmix.names import BACKBONES, MIXERS, EXPERIMENTS, resolve
+    for table in (BACKBONES, MIXERS):
+        for name in table: assert isinstance(resolve(name, table, 'name'), type)
+    for name in EXPERIMENTS: assert (ROOT/'workflow'/'config'/f'{name}.yaml').is_file()
+
+
+def test_the_installed_command_hands_on_its_exit_code():
+    command = Path(sys.executable).parent/'msmix'
+    found = subprocess.run([command, 'trian'], capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (2, '')
+    assert found.stderr.startswith("msmix: unknown command 'trian' (did you mean 'train'?)") and found.stderr.count('\n') == 1
+    assert subprocess.run([command, 'train', '--help'], capture_output=True).returncode == 0
+
+
+def test_synth_writes_a_dataset_and_the_same_one_again(msmix, tmp_path):
+    for name in ('a.h5', 'b.h5'):
+        assert msmix('synth', tmp_path/name, '--like', 'mosi', '--fraction', .01, '--seed', 3)[0] == 0
+    with h5py.File(tmp_path/'a.h5') as a, h5py.File(tmp_path/'b.h5') as b:
+        assert a.attrs['sum'] == b.attrs['sum'] and a.attrs['synthetic']
+        assert a['train/text/features'].shape[1:] == (50, 768)
+
+
+@pytest.mark.parametrize('options, message', [
+    (['--like', 'mossi'], "did you mean 'mosi'?"), (['--like', 'mosi', '--fraction', '0'], 'fraction'),
+    (['--like', 'mosi', '--fraction', '2'], 'fraction'), (['--like', 'mosi', '--seed', '-1'], 'seed'), ([], '--like')])
+def test_synth_refuses(options, message, refused, tmp_path):
+    refused(message, 'synth', tmp_path/'a.h5', *options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def train(tmp_path):
+    "Arguments of a short training run, some replaced"
+    def arguments(**other):
+        options = {'data': 'synth:mosi:0.01', 'backbone': 'lmf', 'mixer': 'none', 'seed': 1, 'results': tmp_path/'r', 'device': 'cpu',
+                   'set': 'max_epochs=1', **other}
+        return ['train', *(o for k,v in options.items() for o in (f"--{k.replace('_', '-')}", v))]
+    return arguments
+
+
+@pytest.mark.parametrize('other, message', [
+    ({'backbone': 'lmff'}, "unknown backbone 'lmff' (did you mean 'lmf'?)"),
+    ({'mixer': 'msmx'}, "unknown mixer 'msmx' (did you mean 'msmix'?)"),
+    ({'data': 'nowhere.h5'}, 'nowhere.h5'),
+    ({'data': 'synth:mossi'}, "did you mean 'mosi'?"),
+    ({'set': 'max_epoch=1'}, "did you mean 'max_epochs'?"),
+    ({'set': 'max_epochs'}, 'write --set NAME=VALUE'),
+    ({'set': 'max_epochs=many'}, 'max_epochs'),
+    ({'set': 'backbone.rnak=2'}, "unknown option of backbone lmf 'rnak' (did you mean 'rank'?)"),
+    ({'set': 'mixer.delta=0.1'}, 'delta'),
+    ({'device': 'gpu'}, 'gpu'),
+    ({'seed': -1}, 'seed'),
+    ({'variant': 'a/b'}, 'a/b'),
+])
+def test_train_refuses(other, message, refused, train, tmp_path):
+    refused(message, *train(**other))
+    assert list(tmp_path.rglob('*.h5*')) == []
+
+
+@pytest.fixture
+def dataset(msmix, tmp_path):
+    "A synthetic dataset file"
+    assert msmix('synth', tmp_path/'d.h5', '--like', 'mosi', '--fraction', .01)[0] == 0
+    return tmp_path/'d.h5'
+
+
+@pytest.mark.parametrize('key, value, message', [
+    ('train/audio/lengths', 0, 'audio/lengths'), ('test/vision/lengths', 9999, 'vision/lengths'), ('valid/label', 9, 'label'),
+    ('valid/label', np.nan, 'label'), ('train/text/features', np.inf, 'text/features')])
+def test_train_refuses_a_dataset_file_with(key, value, message, refused, train, dataset):
+    with h5py.File(dataset, 'r+') as f: f[key][0] = value
+    refused(message, *train(data=dataset))
+
+
+@pytest.mark.parametrize('key', ['valid', 'train/label', 'test/audio', 'test/text/features'])
+def test_train_refuses_a_dataset_file_without(key, refused, train, dataset):
+    with h5py.File(dataset, 'r+') as f: del f[key]
+    refused(key.split('/')[-1], *train(data=dataset))
+
+
+def test_train_refuses_a_results_folder_it_cannot_write(refused, train, tmp_path):
+    (tmp_path/'file').write_text('')
+    refused('results', *train(results=tmp_path/'file'))
+    assert (tmp_path/'file').read_text() == ''
+
+
+def test_train_refuses_to_replace_a_run_of_another_configuration(msmix, refused, train, tmp_path):
+    assert msmix(*train())[0] == 0
+    path, = tmp_path.rglob('1.h5')
+    before = path.read_bytes()
+    refused('another configuration', *train(set='max_epochs=2'))
+    assert path.read_bytes() == before and [o.name for o in path.parent.iterdir()] == ['1.h5']
+    assert msmix(*train(set='max_epochs=2', variant='longer'))[0] == 0
+
+
+def test_predict_gives_the_predictions_of_the_run(msmix, refused, train, dataset, tmp_path):
+    import pandas as pd
+    data = dataset
+    assert msmix(*train(data=data), '--save-weights')[0] == 0
+    path = tmp_path/'r'/'runs'/'synth-mosi'/'lmf'/'none'/'main'/'1.h5'
+    code, out, _ = msmix('predict', path, '--data', data, '-o', tmp_path/'p.csv')
+    assert (code, out) == (0, '')
+    frame = pd.read_csv(tmp_path/'p.csv')
+    code, _, _ = msmix('predict', path, '--data', data, '-o', tmp_path/'p.h5')
+    with h5py.File(path) as run, h5py.File(tmp_path/'p.h5') as p:
+        saved = run['predictions/test/pred'][:] if 'predictions' in run else None
+        found = p['test/pred'][:]
+    np.testing.assert_allclose(frame[frame.split == 'test'].pred, found, rtol=1e-6)
+    if saved is not None: np.testing.assert_allclose(found, saved, rtol=1e-6)
+    assert msmix('predict', path, '--data', data)[1].startswith('split,')
+    refused('nowhere', 'predict', path, '--data', 'nowhere.h5')
+    refused('nowhere', 'predict', 'nowhere.h5', '--data', data)
+
+
+def test_predict_needs_weights(msmix, refused, train, tmp_path):
+    assert msmix(*train())[0] == 0
+    refused('weights', 'predict', tmp_path/'r'/'runs'/'synth-mosi'/'lmf'/'none'/'main'/'1.h5', '--data', 'synth:mosi:0.01')
+
+
+def test_table_shows_what_is_there(msmix, refused, train, tmp_path):
+    for seed in (1, 2): assert msmix(*train(seed=seed))[0] == 0
+    code, out, _ = msmix('table', tmp_path/'r')
+    assert code == 0
+    header, row = out.splitlines()[-2:]
+    assert 'MAE' in header and row.split()[:6] == ['synth-mosi', 'lmf', 'none', 'main', '2', 'yes'] and '±' in row
+    refused('nowhere', 'table', tmp_path/'nowhere')
+    (tmp_path/'empty').mkdir()
+    refused('empty', 'table', tmp_path/'empty')
+
+
+def test_embed_refuses_a_missing_file(refused, tmp_path):
+    refused('', 'embed', tmp_path/'nowhere.h5', '--model', 'nowhere')
