@@ -47,7 +47,7 @@ readme: $(READY)
 
 notebooks: $(READY)
 	@python -c 'import sys; from msmix.docs import execute_in_place as run; [print(run(o), flush=True) for o in sys.argv[1:]]' $(NOTEBOOKS)
-	@nbdev_clean
+	@for o in $(NOTEBOOKS); do nbdev_clean --fname $$o; done
 
 export: $(READY)
 	@nbdev_export

@@ -6,8 +6,8 @@
 __all__ = ['NO_PART', 'modules_of', 'training_modules', 'pick_device', 'load_for', 'Experiment', 'device_name', 'build',
            'run_one', 'predict_file']
 
-# %% ../nbs/30a_experiment.ipynb #d51f7052
-import ast, time
+# %% ../nbs/30a_experiment.ipynb #fb8b69d3
+import ast, inspect, time
 from dataclasses import asdict, replace
 from pathlib import Path
 import torch
@@ -21,33 +21,34 @@ from .recipes import Recipe, find_recipe
 from .results import Run, check_target, code_sum, git_commit, identity, load_run, module_source, peak_memory, run_path, save_run, versions
 from .train import Trainer
 
-# %% ../nbs/30a_experiment.ipynb #b0b5dfc4
-NO_PART = ('names','recipes','results','metrics','synth')  # Modules that do not decide a run's numbers
+# %% ../nbs/30a_experiment.ipynb #a3bb7cd7
+NO_PART = ('names','recipes','results','metrics','synth','text')  # Modules that do not decide a run's numbers
 
-# %% ../nbs/30a_experiment.ipynb #e27dd746
+# %% ../nbs/30a_experiment.ipynb #f1ab6a9f
 def modules_of(
     roots, # Module names below msmix
 ) -> list[str]:
-    "`roots` and all modules of msmix that they import, at any depth, without `NO_PART`"
+    "`roots` and all modules of msmix that they import, at any depth, but for `NO_PART`"
     found, todo = [], list(roots)
     while todo:
         name = todo.pop()
-        if name in found or name in NO_PART: continue
+        if name in found: continue
         found.append(name)
         for node in ast.walk(ast.parse(module_source(name))):
             if not isinstance(node, ast.ImportFrom) or not node.module: continue
-            if node.level==1: todo.append(node.module)
-            elif node.module.startswith('msmix.'): todo.append(node.module.removeprefix('msmix.'))
+            own = node.level==1 or node.module.startswith('msmix.')
+            if own and node.module.removeprefix('msmix.') not in NO_PART: todo.append(node.module.removeprefix('msmix.'))
     return sorted(found)
 
-# %% ../nbs/30a_experiment.ipynb #a5854a10
+# %% ../nbs/30a_experiment.ipynb #5d96f5c7
 def training_modules(
     backbone: str, # One of `BACKBONES`
     mixer: str, # One of `MIXERS`
+    text: bool=False, # Does a text encoder or its embedding take part?
 ) -> list[str]:
     "Modules whose source is part of a run's identity"
     module = lambda target: target.split(':')[0].removeprefix('msmix.')
-    return modules_of(('experiment', 'train', 'data', module(BACKBONES[backbone]), module(MIXERS[mixer])))
+    return modules_of(('experiment', 'train', 'data', module(BACKBONES[backbone]), module(MIXERS[mixer]), *['text']*text))
 
 # %% ../nbs/30a_experiment.ipynb #76dbc135
 def pick_device(
@@ -56,7 +57,7 @@ def pick_device(
     "`device`, or for 'auto' CUDA where there is one"
     return ('cuda' if torch.cuda.is_available() else 'cpu') if device=='auto' else device
 
-# %% ../nbs/30a_experiment.ipynb #0b3e9b16
+# %% ../nbs/30a_experiment.ipynb #34c73c5f
 def load_for(
     recipe: Recipe,
     data, # Path of a dataset file, or a `synth:` spec
@@ -68,9 +69,17 @@ def load_for(
     if cls.averages_time and not options.get('average_padding'):
         with open_dataset(data) as (header, _, _): modalities = header.modalities
         pool = [m for m in modalities if m!=lead_modality(modalities, options.get('lead'))]
-    return load_dataset(data, device=device, standardise=recipe.standardise, pool=pool)
+    dataset = load_dataset(data, device=device, standardise=recipe.standardise, pool=pool)
+    if recipe.text_encoder and recipe.text_embedding: raise UsageError("text_encoder and text_embedding exclude each other: set one of them to ''")
+    if recipe.text_embedding:
+        from msmix.text import use_embedding
+        return use_embedding(dataset, data, recipe.text_embedding, recipe.text_states)
+    if recipe.text_encoder:
+        from msmix.text import use_tokens
+        return use_tokens(dataset)
+    return dataset
 
-# %% ../nbs/30a_experiment.ipynb #6fcad19c
+# %% ../nbs/30a_experiment.ipynb #482178ba
 class Experiment:
     "One run: built and checked on creation, then `fit`, then `save`"
     def __init__(self,
@@ -95,7 +104,7 @@ class Experiment:
         self.path = run_path(results, dataset, backbone, mixer, variant, seed)
         self.data = load_for(self.recipe, data, backbone, self.device)
         self.backbone, self.mixer = build(self.recipe, self.data, backbone, mixer, seed)
-        self.code = code_sum(training_modules(backbone, mixer))
+        self.code = code_sum(training_modules(backbone, mixer, bool(self.recipe.text_encoder or self.recipe.text_embedding)))
         self.identity = identity(self.config, self.data.sum, self.code)
         check_target(self.path, self.identity)
         self.trainer = Trainer(self.backbone, self.mixer, self.recipe, self.device)
@@ -104,8 +113,9 @@ class Experiment:
     @property
     def config(self) -> dict:
         "All that decides this run besides seed, data and code"
+        encoder = getattr(self.backbone, 'text_encoder', None)
         return dict(dataset=self.data.name, **{k: self.names[k] for k in ('backbone','mixer','variant')}, recipe=asdict(self.recipe),
-                    dims=self.data.dims, lengths=self.data.lengths, label_range=list(self.data.label_range))
+                    dims=self.backbone.dims, lengths=self.data.lengths, label_range=list(self.data.label_range), text_encoder_sum=encoder and encoder.sum)
 
     def fit(self, progress: bool=True) -> dict[str,list]:
         "Train; returns the history, one value per epoch and name"
@@ -135,7 +145,7 @@ def device_name(
     "What a run file says about where it was computed"
     return torch.cuda.get_device_name(device) if device.type=='cuda' else device.type
 
-# %% ../nbs/30a_experiment.ipynb #b45ed03b
+# %% ../nbs/30a_experiment.ipynb #3a4adf4b
 def build(
     recipe: Recipe,
     data, # `msmix.data.Dataset`
@@ -143,8 +153,14 @@ def build(
     seed: int, # The run's
 ):
     "Backbone and mixer from the run's seed; the backbone first, so that it does not depend on the mixer"
+    options = dict(recipe.backbone)
+    if recipe.text_states==2 and 'text_states' in inspect.signature(resolve(backbone, BACKBONES, 'backbone')).parameters: options['text_states'] = 2
+    make = lambda dims: build_backbone(backbone, dims, data.label_range, data.lengths, **options)
     torch.manual_seed(stream_seed(seed, 'weights'))
-    net = build_backbone(backbone, data.dims, data.label_range, data.lengths, **recipe.backbone)
+    if recipe.text_encoder:
+        from msmix.text import with_encoder
+        net = with_encoder(make, data, recipe.text_encoder, recipe.text_states, recipe.text_frozen)
+    else: net = make(data.dims)
     return net, build_mixer(mixer, net.latent_dims, data.label_range, net.sequences, stream_seed(seed, 'mixer'), **recipe.mixer)
 
 # %% ../nbs/30a_experiment.ipynb #ddeaa712
@@ -161,7 +177,7 @@ def run_one(
     experiment.fit(progress)
     return experiment.save(save_weights)
 
-# %% ../nbs/30a_experiment.ipynb #0acf8199
+# %% ../nbs/30a_experiment.ipynb #a3867fbc
 def predict_file(
     path, # Run file with weights
     data, # Path of a dataset file, or a `synth:` spec
@@ -173,9 +189,9 @@ def predict_file(
     if run.state is None: raise UsageError(f"{path} holds no weights: train it again with --save-weights")
     device, recipe = set_up_torch(pick_device(device)), Recipe(**run.config['recipe'])
     dataset = load_for(recipe, data, run.backbone, device)
-    if dataset.dims!=run.config['dims']:
-        raise UsageError(f"{data} has modalities {dataset.dims}, the run was trained on {run.config['dims']}: use a dataset of the same modalities and widths")
     net, mixer = build(replace(recipe, mixer={}), dataset, run.backbone, 'none', run.seed)
+    if net.dims!=run.config['dims']:
+        raise UsageError(f"{data} has modalities {net.dims}, the run was trained on {run.config['dims']}: use a dataset of the same modalities and widths")
     net.load_state_dict({k: torch.as_tensor(v) for k,v in run.state.items()})
     trainer = Trainer(net, mixer, recipe, device)
     table = lambda s: pd.DataFrame({'id':s.id, 'pred':trainer.predict(s).flatten().numpy(), 'true':s.y.flatten().cpu().numpy()})

@@ -7,8 +7,8 @@ __all__ = ['DEFAULTS', 'REQUIRED', 'FIGURES', 'check_config', 'project_root', 'c
            'plan', 'figure_files', 'figure_jobs', 'check_data', 'check_settings', 'data_spec', 'check_runs',
            'lock_folder', 'snakemake_command', 'why_failed', 'watch', 'report', 'run_snakemake', 'run_grid']
 
-# %% ../nbs/36_grid.ipynb #4306b1f3
-import os, subprocess, sys
+# %% ../nbs/36_grid.ipynb #e8cc5391
+import os, subprocess, sys, time
 from pathlib import Path
 from typing import NamedTuple
 import msmix
@@ -257,14 +257,15 @@ def watch(
             print(f'[{len(seen)}/{len(jobs)}] {o.run}', flush=True)
         if status is not None: return status
 
-# %% ../nbs/36_grid.ipynb #7d40cc7f
+# %% ../nbs/36_grid.ipynb #3b052d53
 def report(
     status: int, # Of Snakemake
     missing: list, # Runs and figures whose file is not there
     log, # What Snakemake said
+    since: float=0, # Time of the start; older logs are of earlier calls
 ):
     "List what failed and raise `RunFailed`; nothing if all is well"
-    started = [o for o in missing if o.log.exists()]
+    started = [o for o in missing if o.log.exists() and o.log.stat().st_mtime>=since]
     for o in started: print(f"failed: {o.run}\n  {why_failed(o)}\n  see {o.notebook}")
     if len(started)<len(missing): print(f"not started: {len(missing)-len(started)}")
     if missing or status:
@@ -282,7 +283,7 @@ def run_snakemake(
     with open(log, 'w') as f:
         return watch(subprocess.Popen(command, env=env, stdout=f, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()] if lock else []), jobs)
 
-# %% ../nbs/36_grid.ipynb #d3f54a7a
+# %% ../nbs/36_grid.ipynb #9c022a72
 def run_grid(
     config, # Path of a YAML file, or one of `EXPERIMENTS`
     jobs: int|None=None, # How many CPU cores may be used at once; None: all
@@ -300,8 +301,8 @@ def run_grid(
         for o in missing: print(f'to do: {o}')
         return c
     with lock_folder(make_folder(c['results'], 'results folder')) as lock:
-        log = make_folder(Path(c['results'])/'logs', 'folder of the logs')/'grid.txt'
+        log, since = make_folder(Path(c['results'])/'logs', 'folder of the logs')/'grid.txt', time.time()
         status = run_snakemake(snakemake_command(path, jobs or os.cpu_count()), log, todo, lock)
-    report(status, [o for o in todo+figures if not o.run.exists()], log)
+    report(status, [o for o in todo+figures if not o.run.exists()], log, since)
     for o in c['figures']: print(f"{o}: {', '.join(figure_files(c, o))}")
     return c

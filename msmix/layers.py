@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['per_modality', 'lead_modality', 'last_step', 'SubNet', 'LSTMSubNet', 'with_one']
 
-# %% ../nbs/02_layers.ipynb #4e721c21
-import torch
+# %% ../nbs/02_layers.ipynb #75120b94
 from torch import nn, Tensor
 from torch.nn import functional as F
 from .core import UsageError, choose, masked_mean

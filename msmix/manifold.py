@@ -10,7 +10,7 @@ import random
 from .core import UsageError, choose
 from .mixup import Mixup
 
-# %% ../nbs/25a_manifold.ipynb #b73fdd06
+# %% ../nbs/25a_manifold.ipynb #adea8882
 class ManifoldMixup(Mixup):
     "Mixup at a layer that is drawn for every batch"
     def __init__(self,
@@ -26,7 +26,8 @@ class ManifoldMixup(Mixup):
     ):
         super().__init__(dims, label_range, sequences=sequences, rows=rows, seed=seed, alpha=alpha, per_batch=per_batch)
         if not layers: raise UsageError("layers is empty: name one or both of input, cut")
-        self.layers = tuple(choose(o, ('input','cut'), 'layer to mix at') for o in ([layers] if isinstance(layers, str) else layers))
+        layers = [layers] if isinstance(layers, str) else layers
+        self.layers = tuple(choose(o, ('input','cut'), 'layer to mix at') for o in layers)
         self._layer_draws = random.Random(seed)
 
     def place(self) -> str:

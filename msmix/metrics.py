@@ -49,7 +49,7 @@ def arrow(
     "Up where higher is better, down where lower is"
     return '↑' if HIGHER_IS_BETTER[name] else '↓'
 
-# %% ../nbs/31_metrics.ipynb #f074213c
+# %% ../nbs/31_metrics.ipynb #7429b06f
 def rules_of(
     dataset: str, # Name; mosi, mosei and sims are known
     label_range=None, # (lowest, highest) label
@@ -59,7 +59,8 @@ def rules_of(
     known = dict(mosi='mosi', mosei='mosi', sims='sims').get(str(dataset).lower())
     if known: return known
     if label_range is None and (true is None or not len(true)):
-        raise UsageError(f"no metrics are known for dataset '{dataset}': pass label_range, e.g. (-3,3) for MOSI's rules or (-1,1) for SIMS'")
+        raise UsageError(f"no metrics are known for dataset '{dataset}': "
+                         "pass label_range, e.g. (-3,3) for MOSI's rules or (-1,1) for SIMS'")
     return 'sims' if np.abs(true if label_range is None else label_range).max() <= 1 else 'mosi'
 
 # %% ../nbs/31_metrics.ipynb #e10b8c10
@@ -86,7 +87,7 @@ def as_vector(
 class ScoreWarning(UserWarning):
     "A metric does not exist for this input and is NaN"
 
-# %% ../nbs/31_metrics.ipynb #6f8d7d0e
+# %% ../nbs/31_metrics.ipynb #931e7071
 def one_metric(
     name: str, # One of the metrics of `rules`
     pred, # `(N,)`
@@ -95,12 +96,13 @@ def one_metric(
 ) -> float: # NaN where it does not exist, with a `ScoreWarning`
     "One metric under its rules"
     from scipy.stats import pearsonr
-    from sklearn.metrics import accuracy_score, f1_score
+    from sklearn.metrics import f1_score
     def undefined(why):
         warnings.warn(f"{name} does not exist here and is NaN: {why}", ScoreWarning, stacklevel=3)
         return float('nan')
     if not len(true):                return undefined('there is no clip')
-    if not np.isfinite(pred).all():  return undefined(f'{(~np.isfinite(pred)).sum()} of {len(pred)} predictions are not finite')
+    lost = (~np.isfinite(pred)).sum()
+    if lost:                         return undefined(f'{lost} of {len(pred)} predictions are not finite')
     if rules=='sims':                pred, true = np.clip(pred, -1, 1), np.clip(true, -1, 1)
     if name=='MAE':                  return float(np.abs(pred-true).mean())
     if name=='Corr':
@@ -112,9 +114,9 @@ def one_metric(
     if not len(true):                return undefined('every label is 0')
     to_class = RULES[rules][name]
     pred, true = to_class(pred), to_class(true)
-    return float(f1_score(true, pred, average='weighted') if 'F1' in name else accuracy_score(true, pred))
+    return float(f1_score(true, pred, average='weighted') if 'F1' in name else (pred==true).mean())
 
-# %% ../nbs/31_metrics.ipynb #5a08e206
+# %% ../nbs/31_metrics.ipynb #8da27bee
 def score(
     pred, # Predictions, `(N,)` or `(N,1)`
     true, # Labels, as many
@@ -125,7 +127,8 @@ def score(
     pred, true = as_vector(pred, 'pred'), as_vector(true, 'true')
     if len(pred)!=len(true):
         raise UsageError(f"{len(pred)} predictions for {len(true)} labels of '{dataset}': pass one prediction per label")
-    if not np.isfinite(true).all():
-        raise UsageError(f"{(~np.isfinite(true)).sum()} of {len(true)} labels of '{dataset}' are not finite: drop those clips first")
+    lost = (~np.isfinite(true)).sum()
+    if lost:
+        raise UsageError(f"{lost} of {len(true)} labels of '{dataset}' are not finite: drop those clips first")
     rules = rules_of(dataset, label_range, true)
     return {name: one_metric(name, pred, true, rules) for name in RULES[rules]}

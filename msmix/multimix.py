@@ -40,7 +40,7 @@ def sample_dirichlet(
     "Draws from Dir(alpha)"
     return torch._sample_dirichlet(alpha.expand(n, -1).contiguous(), generator)
 
-# %% ../nbs/26_multimix.ipynb #bdc512a6
+# %% ../nbs/26_multimix.ipynb #4e77d434
 def check_span(
     span, # Two numbers
     name: str, # For the message
@@ -49,10 +49,11 @@ def check_span(
 ) -> tuple[float,float]:
     "`span` as two floats in order; raise `UsageError` where they leave the allowed range"
     if len(span)!=2 or not least<=span[0]<=span[1]<=most:
-        raise UsageError(f"{name}={tuple(span)} is not a range within [{least:g},{most:g}]: give its lower end, then its upper end")
+        raise UsageError(f"{name}={tuple(span)} is not a range within [{least:g},{most:g}]: "
+                         "give its lower end, then its upper end")
     return float(span[0]), float(span[1])
 
-# %% ../nbs/26_multimix.ipynb #5545b464
+# %% ../nbs/26_multimix.ipynb #06300e56
 class MultiMix(Mixer):
     "Every mixed row combines the whole batch"
     def __init__(self,
@@ -63,10 +64,11 @@ class MultiMix(Mixer):
         rows: float=1., # Mixed rows per clean row
         seed: int=0, # Of the factors
         alpha=(.5,2.), # Range of the Dirichlet parameters, above 0; one vector is drawn per batch
-        number: int|None=None, # Mixed rows of every batch, whatever its size (1000 in code that repeats the method); None: `rows`
+        number: int|None=None, # Mixed rows of every batch, whatever its size (published: 1000); None: `rows`
     ):
         super().__init__(dims, label_range, sequences=sequences, rows=rows, seed=seed)
-        if number is not None and number<1: raise UsageError(f"number={number} asks for no mixed rows: give 1 or more, or take mixer none")
+        if number is not None and number<1:
+            raise UsageError(f"number={number} asks for no mixed rows: give 1 or more, or take mixer none")
         self.alpha, self.number = check_span(alpha, 'alpha', 1e-3, 1e3), number
 
     def n_rows(self, z: Latents) -> tuple[int,int]:

@@ -17,7 +17,7 @@ class UsageError(ValueError):
 class RunFailed(RuntimeError):
     "The request was right, but the run did not finish"
 
-# %% ../nbs/05_names.ipynb #7334d9a2
+# %% ../nbs/05_names.ipynb #da94979b
 def choose(
     name, # What was asked for
     valid, # The names that exist
@@ -26,22 +26,25 @@ def choose(
     "Return `name` if it is `valid`, else raise `UsageError` with the nearest valid name"
     valid = list(valid)
     if name in valid: return name
-    near = difflib.get_close_matches(str(name).lower(), [str(o) for o in valid], n=1, cutoff=.4)
-    hint = f" (did you mean '{near[0]}'?)" if near else ''
+    lower = {str(o).lower(): o for o in valid}
+    near = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=.4)
+    hint = f" (did you mean '{lower[near[0]]}'?)" if near else ''
     raise UsageError(f"unknown {what} '{name}'{hint}: choose one of {', '.join(map(str, valid))}")
 
 # %% ../nbs/05_names.ipynb #c7e27e25
 BACKBONES = {'tfn': 'msmix.tfn:TFN', 'lmf': 'msmix.lmf:LMF', 'mult': 'msmix.mult:MulT', 'misa': 'msmix.misa:MISA',
              'almt': 'msmix.almt:ALMT', 'glomo': 'msmix.glomo:GLoMo'}
 
-# %% ../nbs/05_names.ipynb #4082fc2c
-MIXERS = {'none': 'msmix.mixers:NoMix', 'mixup': 'msmix.mixup:Mixup', 'msmix': 'msmix.msmix:MSMix'}
+# %% ../nbs/05_names.ipynb #bfcd8a4d
+MIXERS = {'none': 'msmix.mixers:NoMix', 'mixup': 'msmix.mixup:Mixup', 'manifold': 'msmix.manifold:ManifoldMixup',
+          'multimix': 'msmix.multimix:MultiMix', 'powmix': 'msmix.powmix:PowMix', 'advmixup': 'msmix.advmixup:AdvMixUp',
+          'cmixup': 'msmix.cmixup:CMixup', 'lemda': 'msmix.lemda:LeMDA', 'moddrop': 'msmix.moddrop:ModDrop', 'msmix': 'msmix.msmix:MSMix'}
 
 # %% ../nbs/05_names.ipynb #4a963dde
 DATASETS = ('mosi', 'mosei', 'sims', 'mosi-open')
 
-# %% ../nbs/05_names.ipynb #ec56602e
-EXPERIMENTS = ('reproduce', 'mosi_open')
+# %% ../nbs/05_names.ipynb #4941807d
+EXPERIMENTS = ('reproduce', 'mosi_open', 'mosi_open_backbones', 'mosi_open_mixers')
 
 # %% ../nbs/05_names.ipynb #ccb09526
 def all_names() -> dict: # Lists of names by kind

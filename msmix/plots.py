@@ -17,13 +17,14 @@ from .statistics import MIXER_ORDER, in_order
 MARKERS = 's^vDPXph<o'
 HATCHES = ('', '//', '\\\\', 'xx', '..', '++', '--', '||', 'oo', '/-')
 
-# %% ../nbs/40_plots.ipynb #f682cd39
+# %% ../nbs/40_plots.ipynb #c27fcd2c
 def use_style():
     "Set the style of all figures that follow"
     import seaborn as sns
     sns.set_theme(style='ticks', context='paper', palette='colorblind', rc={
-        'axes.spines.right':False, 'axes.spines.top':False, 'axes.titlesize':9, 'axes.labelsize':9, 'xtick.labelsize':8, 'ytick.labelsize':8,
-        'legend.fontsize':8, 'legend.frameon':False, 'lines.linewidth':1.4, 'figure.constrained_layout.use':True, 'svg.hashsalt':'msmix', 'svg.fonttype':'none'})
+        'axes.spines.right':False, 'axes.spines.top':False, 'axes.titlesize':9, 'axes.labelsize':9,
+        'xtick.labelsize':8, 'ytick.labelsize':8, 'legend.fontsize':8, 'legend.frameon':False,
+        'lines.linewidth':1.4, 'figure.constrained_layout.use':True, 'svg.hashsalt':'msmix', 'svg.fonttype':'none'})
 
 # %% ../nbs/40_plots.ipynb #fb858fd2
 def mixer_look(
@@ -36,7 +37,7 @@ def mixer_look(
     place = (7, 1, 2, 4, 8, 3, 6, 5, 9, 0)[k]
     return dict(color=colors[place], marker=MARKERS[k], hatch=HATCHES[k])
 
-# %% ../nbs/40_plots.ipynb #8dd69c5c
+# %% ../nbs/40_plots.ipynb #73141e4d
 def stamp_synthetic(
     target, # A figure, or an axes whose figure is meant
     synthetic: bool=True, # False: nothing is written
@@ -45,11 +46,12 @@ def stamp_synthetic(
     fig = target.figure if hasattr(target, 'transAxes') else target
     if not synthetic or any(o.get_gid()=='synthetic' for o in fig.texts): return
     if fig.get_layout_engine() is not None and hasattr(fig.get_layout_engine(), 'get'):
-        fig.get_layout_engine().set(rect=(0, 0, 1, 1-.22/fig.get_figheight()))
-    fig.text(.995, .995, 'synthetic data', ha='right', va='top', fontsize=8, fontweight='bold', color='w', gid='synthetic', zorder=9,
-             bbox=dict(facecolor='.25', edgecolor='none', boxstyle='square,pad=.25'))
+        fig.get_layout_engine().set(rect=(0, 0, 1, 1-.25/fig.get_figheight()))
+    width, height = fig.get_size_inches()
+    fig.text(1-.06/width, 1-.06/height, 'synthetic data', ha='right', va='top', fontsize=8, fontweight='bold', color='w',
+             gid='synthetic', zorder=9, bbox=dict(facecolor='.25', edgecolor='none', boxstyle='square,pad=.25'))
 
-# %% ../nbs/40_plots.ipynb #ac5dc64c
+# %% ../nbs/40_plots.ipynb #546c8606
 def save_figure(
     fig, # A figure
     path, # Where, without suffix (a suffix .svg or .png is dropped)
@@ -63,7 +65,8 @@ def save_figure(
         fig.draw_without_rendering()
         fig.set_layout_engine('none')
         for o in done: fig.savefig(o, dpi=200, metadata={'Date':None} if o.suffix=='.svg' else {'Software':None})
-    except OSError as e: raise UsageError(f"the figure cannot be written to {path.parent} ({e.strerror}): choose another folder") from e
+    except OSError as e:
+        raise UsageError(f"the figure cannot be written to {path.parent} ({e.strerror}): choose another folder") from e
     return done
 
 # %% ../nbs/40_plots.ipynb #57601036
@@ -91,7 +94,7 @@ def plot_history(
     if names: ax.legend()
     return ax
 
-# %% ../nbs/40_plots.ipynb #6aef5ee9
+# %% ../nbs/40_plots.ipynb #4223f59d
 def plot_paired(
     differences, # Rows of `msmix.statistics.paired`, one dataset, backbone, variant and metric
     intervals, # Rows of `msmix.statistics.compare` for the same
@@ -109,9 +112,12 @@ def plot_paired(
         if not len(d): ax.text(.02, k, 'no pairs', transform=ax.get_yaxis_transform(), va='center', fontsize=7, color='.4')
         ax.scatter(d, np.full(len(d), k), s=13, color='.35', alpha=.6, lw=0, zorder=2)
         if o is None or not np.isfinite(o['low']): continue
-        ax.errorbar(o['mean'], k-.22, xerr=[[o['mean']-o['low']], [o['high']-o['mean']]], color=look['color'], marker=look['marker'], ms=5, capsize=2.5, lw=1.8, zorder=3)
+        ax.errorbar(o['mean'], k-.22, xerr=[[o['mean']-o['low']], [o['high']-o['mean']]], color=look['color'],
+                    marker=look['marker'], ms=5, capsize=2.5, lw=1.8, zorder=3)
         if np.isfinite(o['boot_low']): plot_range(ax, o['boot_low'], o['boot_high'], k+.22, look['color'])
-        if np.isfinite(o['correlation']): ax.text(1.01, k, f"r = {o['correlation']:.2f}", transform=ax.get_yaxis_transform(), va='center', fontsize=7, color='.3')
+        if np.isfinite(o['correlation']):
+            ax.text(1.01, k, f"r = {o['correlation']:.2f}", transform=ax.get_yaxis_transform(), va='center', fontsize=7, color='.3')
+    ax.locator_params(axis='x', nbins=5)
     ax.set(yticks=range(len(mixers)), yticklabels=mixers, ylim=(len(mixers)-.5, -.5))
     return ax
 

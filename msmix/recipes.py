@@ -6,8 +6,7 @@
 __all__ = ['Positive', 'NotNegative', 'Count', 'EN', 'ZH', 'TABLE', 'OPEN', 'AUX', 'GENERAL', 'Recipe', 'row', 'tfn', 'lmf',
            'mult', 'misa', 'almt', 'glomo', 'find_row', 'with_setting', 'find_recipe', 'origins']
 
-# %% ../nbs/33_recipes.ipynb #43e6d8c9
-import re
+# %% ../nbs/33_recipes.ipynb #4264b3f4
 from dataclasses import asdict, field, fields
 from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, ValidationError
@@ -18,7 +17,7 @@ from .names import BACKBONES, UsageError, choose
 Positive, NotNegative = Annotated[float, Field(gt=0)], Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
-# %% ../nbs/33_recipes.ipynb #68b02c4d
+# %% ../nbs/33_recipes.ipynb #bf94dce4
 @dataclass(frozen=True, config=ConfigDict(extra='forbid'))
 class Recipe:
     "All that a run depends on besides data and seed"
@@ -46,7 +45,10 @@ class Recipe:
     standardise: tuple[str,...] = ()                     # Modalities scaled by training statistics
     backbone: dict = field(default_factory=dict)         # The backbone's own options
     mixer: dict = field(default_factory=dict)            # The mixer's own options
-    text_encoder: str = ''                               # Hugging Face name or folder of an encoder in front of the text; '': the text is features already
+    text_encoder: str = ''                               # Hugging Face name or folder of an encoder that reads token ids; '': none
+    text_embedding: str = ''                             # Name of features that `msmix embed` wrote into the dataset file; '': the file's own
+    text_frozen: bool = False                            # The text encoder is not trained
+    text_states: Literal[1,2] = 1                        # Hidden states of encoder or embedding: the last, or the last and the second-last
 
 # %% ../nbs/33_recipes.ipynb #508f9241
 def row(
@@ -92,11 +94,11 @@ def almt(fusion_depth, text_encoder):
                horizon=200, text_encoder=text_encoder, backbone=dict(width=128, tokens=8, hyper_depth=3, fusion_depth=fusion_depth, head_width=64)),
                ours=dict(max_epochs=200))
 
-# %% ../nbs/33_recipes.ipynb #f0933b14
+# %% ../nbs/33_recipes.ipynb #e60ec372
 def glomo(text_encoder):
     "GLoMo's values from the published command line; the best epoch is chosen on the validation set, there on the test set"
     return row(published_config=dict(loss='l1', optimiser='adamw', batch_size=64, lr=4e-5, weight_decay=1e-4, max_epochs=100, schedule='steps', milestones=(80,100),
-               text_encoder=text_encoder, backbone=dict(width=96, granules=3, experts=3, k=2, heads=16, layers=2, attn_dropout=.5, relu_dropout=.3,
+               text_encoder=text_encoder, text_states=2, backbone=dict(width=96, granules=3, experts=3, k=2, heads=16, layers=2, attn_dropout=.5, relu_dropout=.3,
                                                         res_dropout=.3, embed_dropout=.2)),
                ours=dict(patience=16, aux_weights=dict(sal=.5, balance=1.)))
 
@@ -139,7 +141,7 @@ TABLE |= {(b,'mosi-open'): row(ours={**OPEN, **o}) for b,o in {
 AUX = {'sal':.5, 'diff':.1, 'sim':.3, 'recon':1., 'balance':1.}
 GENERAL = {b: row(ours=dict(batch_size=32, lr=1e-3 if b in ('tfn','lmf') else 3e-4, patience=8, max_epochs=60, aux_weights=AUX)) for b in BACKBONES}
 
-# %% ../nbs/33_recipes.ipynb #5ef98e6b
+# %% ../nbs/33_recipes.ipynb #afe2c504
 def find_row(
     backbone: str, # One of `BACKBONES`
     dataset: str, # Name of the dataset
@@ -148,7 +150,7 @@ def find_row(
     choose(backbone, BACKBONES, 'backbone')
     found = TABLE.get((backbone, dataset.removeprefix('synth-')), GENERAL[backbone])
     if not dataset.startswith('synth-'): return found
-    return {origin: {k: v for k,v in values.items() if k!='text_encoder'} for origin,values in found.items()}
+    return {origin: {k: v for k,v in values.items() if not k.startswith('text_')} for origin,values in found.items()}
 
 # %% ../nbs/33_recipes.ipynb #7c7b48c7
 def with_setting(

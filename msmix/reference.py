@@ -6,8 +6,8 @@
 __all__ = ['load_state', 'load_reference', 'largest_error', 'read_group', 'check_backbone_file', 'check_metrics_file',
            'published_mixer', 'check_mixer_case', 'check_reference']
 
-# %% ../nbs/17_reference.ipynb #405761c3
-import inspect, json
+# %% ../nbs/17_reference.ipynb #14b4ee57
+import json
 from importlib import import_module
 from pathlib import Path
 import h5py

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['plain_attention', 'IntensityPredictor', 'CrossIntensity', 'intensity_weights', 'mixing_ratios']
 
-# %% ../nbs/22_sig.ipynb #0e5e667d
+# %% ../nbs/22_sig.ipynb #ac67b663
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
-from .core import UsageError, choose, masked_mean
+from .core import UsageError, masked_mean
 
 # %% ../nbs/22_sig.ipynb #08b39d82
 def plain_attention(

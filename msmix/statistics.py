@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FEWEST_FOR_INTERVAL', 'FEWEST_FOR_TEST', 'MIXER_ORDER', 't_interval', 'weighted_corr', 'weighted_f1',
            'weighted_metric', 'check_pairs', 'two_level_bootstrap', 'permutation_p', 'holm', 'effect_size', 'verdict',
-           'paired', 'compare_one', 'compare', 'conclusion', 'summarise', 'training_effort', 'in_order', 'table_parts',
-           'latex_table', 'html_table']
+           'paired', 'compare_one', 'compare', 'conclusion', 'summarise', 'training_effort', 'in_order', 'cell_text',
+           'table_parts', 'latex_table', 'html_table']
 
 # %% ../nbs/34_statistics.ipynb #22b63444
 import itertools
@@ -74,7 +74,7 @@ def weighted_metric(
     pred, true = (RULES[rules][name](o) for o in (pred, true))
     return weighted_f1(w, pred, true)/n if 'F1' in name else w@(pred==true)/n
 
-# %% ../nbs/34_statistics.ipynb #674e4a7c
+# %% ../nbs/34_statistics.ipynb #47bc627e
 def check_pairs(
     a, b, # Runs of baseline and mixer
     split: str, # Whose predictions
@@ -87,8 +87,8 @@ def check_pairs(
         for run in itertools.chain(*pairs):
             got = run.predictions[split]
             if list(got['id'])!=list(want['id']) or not np.array_equal(got['true'], want['true']):
-                raise UsageError(f"{'/'.join(map(str, run.key))} and {'/'.join(map(str, first[0].key))} do not predict the same {split} clips: "
-                                 "compare runs on the same data")
+                one, two = ('/'.join(map(str, o.key)) for o in (run, first[0]))
+                raise UsageError(f"{one} and {two} do not predict the same {split} clips: compare runs on the same data")
     return pairs
 
 # %% ../nbs/34_statistics.ipynb #d77a6577
@@ -112,7 +112,7 @@ def two_level_bootstrap(
     low, high = np.nanquantile(np.take_along_axis(d, pick, 1).mean(1), [(1-level)/2, (1+level)/2])
     return float(low), float(high)
 
-# %% ../nbs/34_statistics.ipynb #55e63996
+# %% ../nbs/34_statistics.ipynb #4d6698eb
 def permutation_p(
     a, b, # Metric of baseline and mixer per seed, `(n,)`
 ) -> float: # NaN below 10 seeds
@@ -121,7 +121,8 @@ def permutation_p(
     a, b = np.asarray(a, float), np.asarray(b, float)
     if len(a)<FEWEST_FOR_TEST: return float('nan')
     mean = lambda x, y, axis: (x-y).mean(axis)
-    test = stats.permutation_test((b, a), mean, permutation_type='samples', vectorized=True, n_resamples=2**min(len(a), 16), rng=np.random.default_rng(0))
+    test = stats.permutation_test((b, a), mean, permutation_type='samples', vectorized=True,
+                                  n_resamples=2**min(len(a), 16), rng=np.random.default_rng(0))
     return float(min(test.pvalue, 1.))
 
 # %% ../nbs/34_statistics.ipynb #302b95e6
@@ -142,7 +143,7 @@ def effect_size(
     d = np.asarray(d, float)
     return float(d.mean()/d.std(ddof=1)) if len(d)>=FEWEST_FOR_INTERVAL and np.ptp(d)>0 else float('nan')
 
-# %% ../nbs/34_statistics.ipynb #6b5343be
+# %% ../nbs/34_statistics.ipynb #ccbac3b6
 def verdict(
     metric: str, # One of `METRICS`
     n: int, # Seeds
@@ -155,8 +156,10 @@ def verdict(
     side = 'better' if (low>0)==HIGHER_IS_BETTER[metric] else 'worse'
     clear = low>0 or high<0
     if n<FEWEST_FOR_TEST:
-        return (f'interval on the {side} side of zero' if clear else 'no clear difference') + f'; {n} seeds are too few for a test'
-    if p<=level: return f'{side} (p = {p:.2g})' if clear else f'no clear difference (p = {p:.2g}, but the interval contains zero)'
+        found = f'interval on the {side} side of zero' if clear else 'no clear difference'
+        return f'{found}; {n} seeds are too few for a test'
+    if p<=level and not clear: return f'no clear difference (p = {p:.2g}, but the interval contains zero)'
+    if p<=level: return f'{side} (p = {p:.2g})'
     return f'no significant difference (p = {p:.2g})'
 
 # %% ../nbs/34_statistics.ipynb #9916af0f
@@ -177,17 +180,18 @@ def paired(
     columns = ['dataset', 'backbone', 'variant', 'mixer', 'metric', 'seed', 'base', 'value', 'difference']
     return both.sort_values(columns[:6])[columns].reset_index(drop=True)
 
-# %% ../nbs/34_statistics.ipynb #946f7e74
+# %% ../nbs/34_statistics.ipynb #58b6d0a7
 def compare_one(
     g, # Rows of `paired` for one mixer
 ) -> dict: # mean, low, high, correlation, effect, p
     "Numbers of one comparison; NaN what its seeds do not allow"
     varies = len(g)>=FEWEST_FOR_INTERVAL and min(np.ptp(g.base), np.ptp(g.value))>0
     low, high = t_interval(g.difference)
+    correlation = float(np.corrcoef(g.base, g.value)[0,1]) if varies else float('nan')
     return dict(n=len(g), mean=float(g.difference.mean()), low=low, high=high, effect=effect_size(g.difference),
-                correlation=float(np.corrcoef(g.base, g.value)[0,1]) if varies else float('nan'), p=permutation_p(g.base, g.value))
+                correlation=correlation, p=permutation_p(g.base, g.value))
 
-# %% ../nbs/34_statistics.ipynb #f7129460
+# %% ../nbs/34_statistics.ipynb #923a4647
 def compare(
     src, # Frame of `load_runs`, or what that takes (a results folder, a merged file), or the pairs of `iter_runs`
     metric='MAE', # Name of a metric, or several
@@ -196,13 +200,15 @@ def compare(
     draws: int=0, # Of the two-level bootstrap; 0: leave it out. It needs predictions, so no frame
 ) -> pd.DataFrame: # One row per dataset, backbone, variant, mixer and metric
     "Every mixer against the baseline; Holm's correction runs over all rows of the result that were tested"
-    frame, runs = (src, None) if isinstance(src, pd.DataFrame) else (None, src if isinstance(src, list) else list(iter_runs(src)))
-    if draws and runs is None: raise UsageError('the bootstrap needs predictions: pass the results folder, the merged file or the runs instead of a frame')
-    if frame is None: frame = runs_frame(runs)
+    if isinstance(src, pd.DataFrame) and draws:
+        raise UsageError('the bootstrap needs predictions: pass the results folder, the merged file or the runs instead of a frame')
+    runs = src if isinstance(src, (list, pd.DataFrame)) else list(iter_runs(src))
+    frame = runs if isinstance(runs, pd.DataFrame) else runs_frame(runs)
     keys, rows = ['dataset', 'backbone', 'variant', 'mixer', 'metric'], []
     for name in ([metric] if isinstance(metric, str) else metric):
         for key,g in paired(frame, name, baseline, split).groupby(keys):
-            side = lambda mixer: [o for o,_ in runs if (o.dataset,o.backbone,o.variant,o.mixer)==(*key[:3],mixer) and o.seed in set(g.seed)]
+            of = lambda mixer, o: (o.dataset, o.backbone, o.variant, o.mixer)==(*key[:3], mixer) and o.seed in set(g.seed)
+            side = lambda mixer: [o for o,_ in runs if of(mixer, o)]
             ends = two_level_bootstrap(side(baseline), side(key[3]), name, split, draws) if draws else (float('nan'),)*2
             rows.append(dict(zip(keys, key)) | compare_one(g) | dict(zip(('boot_low','boot_high'), ends)))
     columns = [*keys, 'n', 'mean', 'low', 'high', 'boot_low', 'boot_high', 'correlation', 'effect', 'p', 'p_holm', 'verdict']
@@ -211,21 +217,23 @@ def compare(
     out['verdict'] = [verdict(o.metric, o.n, o.low, o.high, o.p_holm) for o in out.itertuples()]
     return out
 
-# %% ../nbs/34_statistics.ipynb #e7ac4750
+# %% ../nbs/34_statistics.ipynb #234aef32
 def conclusion(
     comparison, # As `compare` gives it
 ) -> str:
     "How many comparisons lean which way, and what their number of seeds allows"
     c = comparison[comparison.low.notna()]
     if not len(comparison): return 'There is nothing to compare.'
-    if not len(c): return f'No comparison has {FEWEST_FOR_INTERVAL} seeds or more, so there are points only and no conclusion.'
+    if not len(c):
+        return f'No comparison has {FEWEST_FOR_INTERVAL} seeds or more, so there are points only and no conclusion.'
     up, tested = c.metric.map(HIGHER_IS_BETTER), c.p_holm.notna()
     better, worse = (c.low>0).where(up, c.high<0), (c.high<0).where(up, c.low>0)
-    text = (f"Of {len(c)} comparisons with the baseline, the interval over seeds lies on the better side of zero in {better.sum()}, "
-            f"on the worse side in {worse.sum()}, and contains zero in {(~(better|worse)).sum()}.")
+    text = (f"Of {len(c)} comparisons with the baseline, the interval over seeds lies on the better side of zero in "
+            f"{better.sum()}, on the worse side in {worse.sum()}, and contains zero in {(~(better|worse)).sum()}.")
     if not tested.any(): return text + f' With fewer than {FEWEST_FOR_TEST} seeds, nothing is said about significance.'
     good, bad = (c.verdict.str.startswith(o).sum() for o in ('better', 'worse'))
-    return text + f' Of {tested.sum()} with {FEWEST_FOR_TEST} seeds or more, {good} are significantly better and {bad} significantly worse after correction.'
+    return text + (f' Of {tested.sum()} with {FEWEST_FOR_TEST} seeds or more, {good} are significantly better '
+                   f'and {bad} significantly worse after correction.')
 
 # %% ../nbs/34_statistics.ipynb #99ec74ac
 def summarise(
@@ -242,7 +250,7 @@ def summarise(
     rank = out['mean'].where(up, -out['mean']).groupby([out[k] for k in ('dataset','backbone','variant','metric')])
     return out.assign(best=(rank.transform('max')==out['mean'].where(up, -out['mean'])) & (rank.transform('size')>1))
 
-# %% ../nbs/34_statistics.ipynb #184ee12c
+# %% ../nbs/34_statistics.ipynb #7565544f
 def training_effort(
     frame, # As `load_runs` gives it
 ) -> pd.DataFrame: # dataset, backbone, variant, mixer, runs, epochs, fewest, most, capped, capped_seeds, seconds
@@ -251,7 +259,8 @@ def training_effort(
     runs, rows = frame.drop_duplicates([*keys, 'seed']), []
     for key,g in runs.groupby(keys):
         capped = sorted(g.seed[g.hit_cap.astype(bool)])
-        rows.append((*key, len(g), g.epochs.median(), g.epochs.min(), g.epochs.max(), len(capped), ' '.join(map(str, capped)), g.seconds.median()))
+        rows.append((*key, len(g), g.epochs.median(), g.epochs.min(), g.epochs.max(), len(capped),
+                     ' '.join(map(str, capped)), g.seconds.median()))
     return pd.DataFrame(rows, columns=[*keys, 'runs', 'epochs', 'fewest', 'most', 'capped', 'capped_seeds', 'seconds'])
 
 # %% ../nbs/34_statistics.ipynb #3a053941
@@ -266,7 +275,17 @@ def in_order(
     order = list(order)
     return sorted(set(names), key=lambda o: (order.index(o) if o in order else len(order), o))
 
-# %% ../nbs/34_statistics.ipynb #5c8673a8
+# %% ../nbs/34_statistics.ipynb #fb1f5c07
+def cell_text(
+    o, # mean, sd and n of one metric
+    n: int, # Seeds of its row
+    digits: int, # After the point
+) -> str:
+    "Mean ± deviation; fewer seeds than the row has are named"
+    sd, few = f' ± {o.sd:.{digits}f}' if o.n>1 else '', f' (n={o.n:.0f})' if o.n<n else ''
+    return f"{o['mean']:.{digits}f}{sd}{few}"
+
+# %% ../nbs/34_statistics.ipynb #6deec35f
 def table_parts(
     summary, # As `summarise` gives it
     dataset: str, # Which of its datasets
@@ -280,20 +299,21 @@ def table_parts(
         for mixer,variant in itertools.product(in_order(part.mixer), in_order(part.variant, ['main'])):
             g = part[(part.backbone==backbone) & (part.mixer==mixer) & (part.variant==variant)].set_index('metric')
             if not len(g): continue
-            cell = lambda o: (f"{o['mean']:.{digits}f}" + (f" ± {o.sd:.{digits}f}" if o.n>1 else '') + (f' (n={o.n:.0f})' if o.n<g.n.max() else ''))
-            texts.append([backbone, mixer if variant=='main' else f'{mixer}, {variant}', str(g.n.max()), *(cell(g.loc[k]) if k in g.index else '–' for k in names)])
+            cells = [cell_text(g.loc[k], g.n.max(), digits) if k in g.index else '–' for k in names]
+            texts.append([backbone, mixer if variant=='main' else f'{mixer}, {variant}', str(g.n.max()), *cells])
             bold.append([False]*3 + [k in g.index and bool(g.best[k]) for k in names])
     columns = ['backbone', 'mixer', 'seeds', *names]
     return pd.DataFrame(texts, columns=columns), pd.DataFrame(bold, columns=columns)
 
-# %% ../nbs/34_statistics.ipynb #7a99e69f
+# %% ../nbs/34_statistics.ipynb #674a9cfb
 def latex_table(
     texts, bold, # As `table_parts` gives them
     caption: str='', # Above the table
     note: str='', # Below it
 ) -> str:
     "A LaTeX table for the package booktabs"
-    signs = {'_':r'\_', '%':r'\%', '&':r'\&', '#':r'\#', '±':r'$\pm$', '−':'$-$', '–':'--', '↑':r'$\uparrow$', '↓':r'$\downarrow$', '×':r'$\times$'}
+    signs = {'_':r'\_', '%':r'\%', '&':r'\&', '#':r'\#', '±':r'$\pm$', '−':'$-$', '–':'--',
+             '↑':r'$\uparrow$', '↓':r'$\downarrow$', '×':r'$\times$'}
     plain = lambda o: ''.join(signs.get(k, k) for k in str(o))
     names = [f'{o} {arrow(o)}' if o in METRICS else o for o in texts]
     rows, last = [], None
@@ -301,11 +321,12 @@ def latex_table(
         if last not in (None, t.backbone): rows.append(r'\midrule')
         rows.append(' & '.join(rf'\textbf{{{plain(o)}}}' if k else plain(o) for o,k in zip(t, b)) + r' \\')
         last = t.backbone
-    return '\n'.join([r'\begin{table}', r'\centering', rf'\caption{{{plain(caption)}}}', rf"\begin{{tabular}}{{ll{'r'*(len(names)-2)}}}", r'\toprule',
+    return '\n'.join([r'\begin{table}', r'\centering', rf'\caption{{{plain(caption)}}}',
+                      rf"\begin{{tabular}}{{ll{'r'*(len(names)-2)}}}", r'\toprule',
                       ' & '.join(map(plain, names)) + r' \\', r'\midrule', *rows, r'\bottomrule', r'\end{tabular}',
                       *([rf'\par\smallskip\footnotesize {plain(note)}'] if note else []), r'\end{table}', ''])
 
-# %% ../nbs/34_statistics.ipynb #939e2a99
+# %% ../nbs/34_statistics.ipynb #a5e330ae
 def html_table(
     texts, bold, # As `table_parts` gives them
     caption: str='', # Above the table
@@ -319,8 +340,9 @@ def html_table(
         from html import escape
         marked = texts.map(escape).mask(bold, '<b>'+texts.map(escape)+'</b>').rename(columns=heads)
         return f'<h3>{escape(caption)}</h3>\n{marked.to_html(escape=False, index=False, border=0)}\n<p>{escape(note)}</p>\n'
-    table = gt.GT(texts, rowname_col='mixer', groupname_col='backbone', id=name).cols_label(**heads).tab_header(caption).tab_source_note(gt.html(note))
+    table = gt.GT(texts, rowname_col='mixer', groupname_col='backbone', id=name).cols_label(**heads)
+    table = table.tab_header(caption).tab_source_note(note)
     for o in texts:
-        rows = list(np.flatnonzero(bold[o]))
-        if rows: table = table.tab_style(gt.style.text(weight='bold'), gt.loc.body(columns=o, rows=[int(k) for k in rows]))
+        rows = np.flatnonzero(bold[o]).tolist()
+        if rows: table = table.tab_style(gt.style.text(weight='bold'), gt.loc.body(columns=o, rows=rows))
     return table.tab_options(table_font_size='12px', heading_align='left').as_raw_html()

@@ -6,9 +6,8 @@
 __all__ = ['LOSSES', 'predictor', 'step_losses', 'total_loss', 'loss_weights', 'make_optimiser', 'cosine_factor', 'make_schedule',
            'epoch_means', 'Trainer']
 
-# %% ../nbs/30_train.ipynb #a34b37ad
+# %% ../nbs/30_train.ipynb #3971607d
 import copy, math
-import numpy as np
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F

@@ -184,21 +184,16 @@ def test_train_refuses_to_replace_a_run_of_another_configuration(msmix, refused,
 
 def test_predict_gives_the_predictions_of_the_run(msmix, refused, train, dataset, tmp_path):
     import pandas as pd
-    data = dataset
-    assert msmix(*train(data=data), '--save-weights')[0] == 0
+    assert msmix(*train(data=dataset), '--save-weights')[0] == 0
     path = tmp_path/'r'/'runs'/'synth-mosi'/'lmf'/'none'/'main'/'1.h5'
-    code, out, _ = msmix('predict', path, '--data', data, '-o', tmp_path/'p.csv')
-    assert (code, out) == (0, '')
+    for name in ('p.csv', 'p.h5'): assert msmix('predict', path, '--data', dataset, '-o', tmp_path/name)[:2] == (0, '')
     frame = pd.read_csv(tmp_path/'p.csv')
-    code, _, _ = msmix('predict', path, '--data', data, '-o', tmp_path/'p.h5')
     with h5py.File(path) as run, h5py.File(tmp_path/'p.h5') as p:
-        saved = run['predictions/test/pred'][:] if 'predictions' in run else None
-        found = p['test/pred'][:]
-    np.testing.assert_allclose(frame[frame.split == 'test'].pred, found, rtol=1e-6)
-    if saved is not None: np.testing.assert_allclose(found, saved, rtol=1e-6)
-    assert msmix('predict', path, '--data', data)[1].startswith('split,')
+        np.testing.assert_allclose(p['test/pred'][:], run['predictions/test/pred'][:], rtol=1e-6)
+        np.testing.assert_allclose(frame[frame.split == 'test'].pred, run['predictions/test/pred'][:], rtol=1e-6)
+    assert msmix('predict', path, '--data', dataset)[1].startswith('split,id,pred')
     refused('nowhere', 'predict', path, '--data', 'nowhere.h5')
-    refused('nowhere', 'predict', 'nowhere.h5', '--data', data)
+    refused('nowhere', 'predict', 'nowhere.h5', '--data', dataset)
 
 
 def test_predict_needs_weights(msmix, refused, train, tmp_path):

@@ -6,7 +6,7 @@ import nbformat
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, TRAIN
+from conftest import TRAIN
 
 SHORT = {'data': 'synth:mosi:0.01', 'backbone': 'lmf', 'mixer': 'none', 'seed': 1, 'variant': 'main', 'device': 'cpu', 'threads': 1,
          'settings': {'max_epochs': 2}}
