@@ -24,11 +24,12 @@ class Encoded(NamedTuple):
     mask: Masks      # Real steps of each latent; None for vectors
     aux: dict = {}   # Losses by name
 
-# %% ../nbs/00_core.ipynb #346cf820
+# %% ../nbs/00_core.ipynb #3443e2d1
 class Fused(NamedTuple):
     "What `Backbone.fuse` returns"
     pred: Tensor     # $\hat y$, `(B,1)`
     aux: dict = {}   # Losses by name
+    modal: Latents|None = None # A prediction per modality, `(B,1)`, from backbones that make one
 
 # %% ../nbs/00_core.ipynb #e1302a93
 class Mixed(NamedTuple):

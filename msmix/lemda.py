@@ -67,9 +67,10 @@ def shift(
     out = h+(by if h.dim()==2 else by.unsqueeze(1)).to(h.dtype)
     return out if mask is None else out*mask.unsqueeze(-1)
 
-# %% ../nbs/29a_lemda.ipynb #bf1ff25f
+# %% ../nbs/29a_lemda.ipynb #5ef6ccb2
 class LeMDA(Mixer):
     "Copies of the samples, changed by a generator that is trained against the backbone"
+    aux_weights = {'lemda_consistency':.01, 'lemda_residual':.1, 'lemda_kld':.1}  # Published
     def __init__(self,
         dims: dict[str,int], # Modality -> width
         label_range=(-3.,3.), # Lowest and highest label

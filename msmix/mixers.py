@@ -58,9 +58,10 @@ def random_pairs(
     perm = torch.cat([torch.randperm(B, generator=generator, device=generator.device) for _ in range(rounds)])
     return torch.arange(N, device=generator.device)%B, perm[:N]
 
-# %% ../nbs/20_mixers.ipynb #85950cd0
+# %% ../nbs/20_mixers.ipynb #38439149
 class Mixer(nn.Module):
     "Makes mixed rows out of a batch of latents"
+    aux_weights: dict[str,float] = {} # Weights of losses that only this mixer has, where the recipe names none
     def __init__(self,
         dims: dict[str,int], # Modality -> width of its latent (last axis)
         label_range=(-3.,3.), # Lowest and highest label
