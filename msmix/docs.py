@@ -48,7 +48,7 @@ def shown_cells(
         cells.append(c)
     return cells
 
-# %% ../nbs/51_docs.ipynb #47a5aa99
+# %% ../nbs/51_docs.ipynb #7d28e7cc
 def render_readme(
     index, # Path of the notebook
     images: str='nbs/images', # Folder for the pictures it shows, seen from the README
@@ -61,6 +61,7 @@ def render_readme(
     if not index.is_file(): raise UsageError(f"no notebook at '{index}': the README is made of it")
     nb = nbformat.read(index, as_version=4)
     nb.cells = shown_cells(nb, index.parent.name)
+    nb.metadata['language_info'] = {'name': 'python'}      # cleaning drops it; the fences of code name it
     remove = {'remove_input_tags': ['no-code'], 'enabled': True}
     exporter = MarkdownExporter(config=Config({'TagRemovePreprocessor': remove, 'NbConvertBase': {'display_data_priority': [
         'text/markdown', 'text/html', 'image/svg+xml', 'image/png', 'text/latex', 'text/plain']}}))
