@@ -86,8 +86,8 @@ def stack_rows(
     "Rows of `b` below the rows of `a`, modality by modality"
     return {m: None if a[m] is None else torch.cat([a[m], b[m]]) for m in a}
 
-# %% ../nbs/00_core.ipynb #2b5414a7
-STREAMS = ('weights', 'batches', 'mixer', 'dropout', 'data')
+# %% ../nbs/00_core.ipynb #b191bcf1
+STREAMS = ('weights', 'batches', 'mixer', 'dropout')
 
 # %% ../nbs/00_core.ipynb #95601dcf
 def stream_seed(
@@ -107,7 +107,7 @@ def generator(
     "A generator of its own for one stream"
     return torch.Generator(device).manual_seed(stream_seed(seed, stream))
 
-# %% ../nbs/00_core.ipynb #7f5ae0b9
+# %% ../nbs/00_core.ipynb #ebdb6bd7
 def set_up_torch(
     device='cpu', # Where the run will compute
     threads: int|None=None, # CPU threads; None leaves PyTorch's choice
@@ -118,7 +118,8 @@ def set_up_torch(
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as e:
         raise UsageError(f"device '{device}' cannot be used here ({str(e).splitlines()[0]}): use device=cpu, or a machine that has it") from e
-    if threads: torch.set_num_threads(int(threads))
+    if threads is not None and threads<1: raise UsageError(f"{threads} threads cannot compute: pass 1 or more, or leave it out")
+    if threads is not None: torch.set_num_threads(int(threads))
     torch.set_flush_denormal(True)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True

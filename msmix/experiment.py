@@ -6,8 +6,8 @@
 __all__ = ['NO_PART', 'modules_of', 'training_modules', 'pick_device', 'load_for', 'Experiment', 'device_name', 'build',
            'run_one', 'predict_file']
 
-# %% ../nbs/30a_experiment.ipynb #fb8b69d3
-import ast, inspect, time
+# %% ../nbs/30a_experiment.ipynb #3934cac8
+import ast, inspect, time, warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 import torch
@@ -18,13 +18,14 @@ from .backbones import build_backbone
 from .mixers import build_mixer
 from .data import load_dataset, open_dataset
 from .recipes import Recipe, find_recipe
-from .results import Run, check_target, code_sum, git_commit, identity, load_run, module_source, peak_memory, run_path, save_run, versions
+from .results import Run, check_target, code_sum, git_commit, identity, load_run, module_text, peak_memory, run_path, save_run, versions
+from .reference import load_state
 from .train import Trainer
 
-# %% ../nbs/30a_experiment.ipynb #a3bb7cd7
-NO_PART = ('names','recipes','results','metrics','synth','text')  # Modules that do not decide a run's numbers
+# %% ../nbs/30a_experiment.ipynb #d6a9367c
+NO_PART = ('names','recipes','results','metrics','synth','text','reference','documented')  # Modules that do not decide a run's numbers
 
-# %% ../nbs/30a_experiment.ipynb #f1ab6a9f
+# %% ../nbs/30a_experiment.ipynb #883d2dbe
 def modules_of(
     roots, # Module names below msmix
 ) -> list[str]:
@@ -34,7 +35,7 @@ def modules_of(
         name = todo.pop()
         if name in found: continue
         found.append(name)
-        for node in ast.walk(ast.parse(module_source(name))):
+        for node in ast.walk(ast.parse(module_text(name))):
             if not isinstance(node, ast.ImportFrom) or not node.module: continue
             own = node.level==1 or node.module.startswith('msmix.')
             if own and node.module.removeprefix('msmix.') not in NO_PART: todo.append(node.module.removeprefix('msmix.'))
@@ -145,17 +146,19 @@ def device_name(
     "What a run file says about where it was computed"
     return torch.cuda.get_device_name(device) if device.type=='cuda' else device.type
 
-# %% ../nbs/30a_experiment.ipynb #3a4adf4b
+# %% ../nbs/30a_experiment.ipynb #2e51fb45
 def build(
     recipe: Recipe,
     data, # `msmix.data.Dataset`
     backbone: str, mixer: str, # Names
     seed: int, # The run's
+    lengths: dict[str,int]|None=None, # Padded lengths to build for; None: the dataset's
 ):
     "Backbone and mixer from the run's seed; the backbone first, so that it does not depend on the mixer"
     options = dict(recipe.backbone)
-    if recipe.text_states==2 and 'text_states' in inspect.signature(resolve(backbone, BACKBONES, 'backbone')).parameters: options['text_states'] = 2
-    make = lambda dims: build_backbone(backbone, dims, data.label_range, data.lengths, **options)
+    encoded = recipe.text_encoder or recipe.text_embedding
+    if encoded and recipe.text_states==2 and 'text_states' in inspect.signature(resolve(backbone, BACKBONES, 'backbone')).parameters: options['text_states'] = 2
+    make = lambda dims: build_backbone(backbone, dims, data.label_range, lengths or data.lengths, **options)
     torch.manual_seed(stream_seed(seed, 'weights'))
     if recipe.text_encoder:
         from msmix.text import with_encoder
@@ -177,7 +180,7 @@ def run_one(
     experiment.fit(progress)
     return experiment.save(save_weights)
 
-# %% ../nbs/30a_experiment.ipynb #a3867fbc
+# %% ../nbs/30a_experiment.ipynb #781bfbcd
 def predict_file(
     path, # Run file with weights
     data, # Path of a dataset file, or a `synth:` spec
@@ -188,11 +191,16 @@ def predict_file(
     run = load_run(path)
     if run.state is None: raise UsageError(f"{path} holds no weights: train it again with --save-weights")
     device, recipe = set_up_torch(pick_device(device)), Recipe(**run.config['recipe'])
+    trained = run.config
     dataset = load_for(recipe, data, run.backbone, device)
-    net, mixer = build(replace(recipe, mixer={}), dataset, run.backbone, 'none', run.seed)
-    if net.dims!=run.config['dims']:
-        raise UsageError(f"{data} has modalities {net.dims}, the run was trained on {run.config['dims']}: use a dataset of the same modalities and widths")
-    net.load_state_dict({k: torch.as_tensor(v) for k,v in run.state.items()})
+    if dataset.sum!=run.data_sum and recipe.standardise:
+        warnings.warn(f"{', '.join(recipe.standardise)} of {data} are scaled by its own training split, not by that of the data the run was trained on")
+    net, mixer = build(replace(recipe, mixer={}), replace(dataset, label_range=tuple(trained['label_range'])), run.backbone, 'none', run.seed, trained['lengths'])
+    if net.dims!=trained['dims']:
+        raise UsageError(f"{data} has modalities {net.dims}, the run was trained on {trained['dims']}: use a dataset of the same modalities and widths")
+    if net.lengths and any(dataset.lengths[m]>n for m,n in trained['lengths'].items()):
+        raise UsageError(f"{data} has sequences of {dataset.lengths} steps, {run.backbone} was trained for up to {trained['lengths']}: cut them, or use another backbone")
+    load_state(net, {k: torch.as_tensor(v) for k,v in run.state.items()}, f'{run.backbone} of {path}')
     trainer = Trainer(net, mixer, recipe, device)
     table = lambda s: pd.DataFrame({'id':s.id, 'pred':trainer.predict(s).flatten().numpy(), 'true':s.y.flatten().cpu().numpy()})
     return {k: table(s) for k,s in dataset.splits.items()}

@@ -6,13 +6,14 @@
 __all__ = ['interpolate', 'mix_labels', 'sample_beta', 'random_pairs', 'Mixer', 'NoMix', 'build_mixer', 'random_latents',
            'sum_up', 'check_rows', 'check_limits', 'check_randomness', 'check_mixer']
 
-# %% ../nbs/20_mixers.ipynb #56aa0942
+# %% ../nbs/20_mixers.ipynb #69ea254d
 import math
 import torch
 from torch import nn, Tensor
 from .core import Latents, Masks, Mixed, UsageError, join_masks, per_row
-from .backbones import check_options
+from .backbones import check_options, construct
 from .names import MIXERS, resolve
+from .documented import documented
 
 # %% ../nbs/20_mixers.ipynb #efba0b80
 def interpolate(
@@ -58,10 +59,14 @@ def random_pairs(
     perm = torch.cat([torch.randperm(B, generator=generator, device=generator.device) for _ in range(rounds)])
     return torch.arange(N, device=generator.device)%B, perm[:N]
 
-# %% ../nbs/20_mixers.ipynb #38439149
+# %% ../nbs/20_mixers.ipynb #eb00608d
 class Mixer(nn.Module):
     "Makes mixed rows out of a batch of latents"
     aux_weights: dict[str,float] = {} # Weights of losses that only this mixer has, where the recipe names none
+    def __init_subclass__(cls, **kw):
+        super().__init_subclass__(**kw)
+        documented(cls)
+
     def __init__(self,
         dims: dict[str,int], # Modality -> width of its latent (last axis)
         label_range=(-3.,3.), # Lowest and highest label
@@ -87,6 +92,12 @@ class Mixer(nn.Module):
         "Where to mix this batch: 'cut' (latents) or 'input' (features)"
         return 'cut'
 
+    def __call__(self, z: Latents, y: Tensor, **kw) -> Mixed:
+        "Mix, after a look at names and label; raise `UsageError` for what does not fit"
+        if set(z)!=set(self.dims): raise UsageError(f"the mixer was made for the modalities {', '.join(self.dims)}, found {', '.join(z)}: pass one latent for each")
+        if not y.is_floating_point(): raise UsageError(f"labels of type {y.dtype} cannot be mixed: pass numbers (y.float()), or class probabilities (one-hot rows)")
+        return super().__call__(z, y, **kw)
+
     def n_rows(self, z: Latents) -> tuple[int,int]:
         "Clean rows B and mixed rows N"
         B = len(z[self.modalities[0]])
@@ -94,9 +105,9 @@ class Mixer(nn.Module):
 
     def forward(self,
         z: Latents, # `(B,d)` or `(B,L,d)` per modality
-        y: Tensor, # Labels, `(B,1)`
+        y: Tensor, # Labels, `(B,1)`; also `(B,)`, or class probabilities `(B,C)`
         *,
-        mask: Masks|None=None, # Real steps of `z`; None: all
+        mask: Masks|None=None, # Real steps of `z`, `(B,L)` bool per modality; None: all
         labels: Latents|None=None, # Labels per modality, `(B,1)`
         predict=None, # `predict(z, mask) -> (B,1)`: the backbone from the cut on, for adversarial methods
     ) -> Mixed:
@@ -122,7 +133,7 @@ class NoMix(Mixer):
         none = lambda d: d and {m: None if o is None else o[:0] for m,o in d.items()}
         return Mixed(none(z), none(mask) or {m: None for m in z}, y[:0], labels=none(labels))
 
-# %% ../nbs/20_mixers.ipynb #99e3fc04
+# %% ../nbs/20_mixers.ipynb #79c32d64
 def build_mixer(
     name: str, # One of `MIXERS`
     dims: dict[str,int], # Modality -> width of its latent
@@ -134,7 +145,7 @@ def build_mixer(
     "The mixer called `name`; raise `UsageError` for a name or option that does not exist"
     cls = resolve(name, MIXERS, 'mixer')
     check_options(cls, options, ('dims','label_range','sequences','seed'), f'option of mixer {name}')
-    return cls(dims, label_range, sequences=sequences, seed=seed, **options)
+    return construct(cls, f'mixer {name}', options, dims, label_range, sequences=sequences, seed=seed)
 
 # %% ../nbs/20_mixers.ipynb #9d6b7e08
 def random_latents(

@@ -125,16 +125,17 @@ TABLE = {
     ('glomo','sims'): row(ours={k:v for part in glomo(ZH).values() for k,v in part.items()}),  # never published
 }
 
-# %% ../nbs/33_recipes.ipynb #41bfd7b3
+# %% ../nbs/33_recipes.ipynb #3b5a3f54
 OPEN = dict(batch_size=32, lr=1e-3, patience=8, max_epochs=60, standardise=('audio','pace'))
 TABLE |= {(b,'mosi-open'): row(ours={**OPEN, **o}) for b,o in {
     'tfn':   dict(backbone=dict(hidden=dict(text=128, audio=16, pace=16), lead_out=32, post=64, dropout=.3, post_dropout=.5)),
     'lmf':   dict(weight_decay=1e-3, backbone=dict(hidden=dict(text=128, audio=16, pace=16), dropout=.3, rank=4)),
-    'mult':  dict(lr=5e-4, clip_norm=1., backbone=dict(width=32, heads=4, layers=2, lead_dropout=.2, output_dropout=.3)),
+    'mult':  dict(batch_size=64, lr=1e-3, clip_norm=1., backbone=dict(width=32, heads=4, layers=2, attn_dropout=0., relu_dropout=0., embed_dropout=0.,
+                                                                      res_dropout=.1, lead_dropout=.2, output_dropout=.3)),
     'misa':  dict(lr=5e-4, clip_norm=1., aux_weights=dict(sal=.5, diff=.1, sim=.3, recon=1.), backbone=dict(width=64, dropout=.3)),
     'almt':  dict(optimiser='adamw', lr=2e-4, weight_decay=1e-4, backbone=dict(width=64, hyper_depth=3, fusion_depth=2, dropout=.2)),
-    'glomo': dict(optimiser='adamw', lr=2e-4, weight_decay=1e-4, aux_weights=dict(sal=.5, balance=1.),
-                  backbone=dict(width=64, heads=8, attn_dropout=.2, relu_dropout=.2, res_dropout=.2, embed_dropout=.1)),
+    'glomo': dict(batch_size=64, optimiser='adamw', lr=4e-4, weight_decay=1e-4, aux_weights=dict(sal=.5, balance=1.),
+                  backbone=dict(width=64, heads=8, attn_dropout=0., relu_dropout=.1, res_dropout=.1, embed_dropout=0.)),
 }.items()}
 
 # %% ../nbs/33_recipes.ipynb #b8022cc4

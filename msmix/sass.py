@@ -42,7 +42,7 @@ def published_keys(
     allowed = torch.where(enough, candidate, upper & (s>=bar))
     return keys.masked_fill(~allowed, -1)
 
-# %% ../nbs/21_sass.ipynb #6114014d
+# %% ../nbs/21_sass.ipynb #90078c6e
 def draw_pairs(
     s: Tensor, # $S'$, `(B,B)`
     N: int, # Pairs wanted
@@ -60,7 +60,7 @@ def draw_pairs(
     candidate = pool & (s>delta)
     if fallback=='published': keys = published_keys(s, upper, keys, candidate, N)
     else: keys = torch.where(candidate, 2+keys, s).masked_fill(~pool, -1)
-    there = B*(B-1)//2
+    there = B*(B-1)//(1 if ordered and fallback!='published' else 2)
     best = keys.flatten().topk(min(N, there)).indices
     best = best[torch.arange(N, device=s.device)%len(best)]
     return torch.stack([best//B, best%B], 1)

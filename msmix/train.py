@@ -21,11 +21,11 @@ from .data import Batch, Split, epoch_batches
 # %% ../nbs/30_train.ipynb #7f63006d
 LOSSES = {'l1': F.l1_loss, 'mse': F.mse_loss}
 
-# %% ../nbs/30_train.ipynb #bb1d1f1f
+# %% ../nbs/30_train.ipynb #1030368e
 def predictor(
     backbone: Backbone,
 ):
-    "The backbone from the cut on, as adversarial methods need it: dropout off, statistics frozen, no further losses. Call it with gradients enabled: under autocast, a call without would leave casts behind that pass no gradient"
+    "The backbone from the cut on, as adversarial methods need it: dropout off, statistics frozen, no further losses"
     def predict(z, mask=None):
         was = backbone.training
         backbone.eval()
@@ -141,7 +141,7 @@ def epoch_means(
                         "lower lr, set clip_norm, or look for extreme features (standardise)")
     return dict(zip(names, values.mean(0).tolist()))
 
-# %% ../nbs/30_train.ipynb #bee2b12a
+# %% ../nbs/30_train.ipynb #9f43e2dd
 class Trainer:
     "Trains a backbone with a mixer after a recipe"
     def __init__(self,
@@ -205,7 +205,9 @@ class Trainer:
         seed: int=0, # The run's seed: batches and dropout draw from their own streams
         progress: bool=True, # Show a progress bar
     ) -> dict[str,list]: # Name -> one value per epoch
-        "Train until the validation loss stops falling; the weights of the best epoch are kept"
+        "Train until the validation loss stops falling; the backbone's weights of the best epoch are kept, the mixer's of the last"
+        if min(len(train), self.recipe.batch_size)<2:
+            raise UsageError(f"training needs batches of two clips or more, found {len(train)} clips and batch_size {self.recipe.batch_size}: use more data or a larger batch_size")
         optimiser = make_optimiser(self.backbone, self.mixer, self.recipe)
         after, order = make_schedule(optimiser, self.recipe), generator(seed, 'batches')
         best, state = math.inf, None
