@@ -54,7 +54,7 @@ class Backbone(nn.Module):
         enc = self.encode(*self.embed(x, mask))
         return self.fuse(enc.z, enc.mask).pred
 
-# %% ../nbs/10_backbones.ipynb #bfad5225
+# %% ../nbs/10_backbones.ipynb #23c61d2e
 def param_groups(
     model: nn.Module, # Has `groups`: group name -> regular expression
     lr: float, # Learning rate of whatever is in no group of its own
@@ -65,7 +65,7 @@ def param_groups(
     "Parameters by group; raise `UsageError` for a group or pattern that matches nothing"
     options = options or {}
     for g in options: choose(g, model.groups, 'parameter group')
-    names = dict(model.named_parameters())
+    names = {n: p for n,p in model.named_parameters() if p.requires_grad}
     for r in leave_out:
         if not any(re.search(r, n) for n in names): raise UsageError(f"leave_out has '{r}', which matches no parameter of {type(model).__name__}: check the name")
     where = lambda n: next((g for g,r in model.groups.items() if g in options and re.search(r, n)), 'rest')

@@ -6,7 +6,7 @@
 __all__ = ['parse_value', 'parse_pairs', 'do_list', 'do_prepare', 'do_synth', 'do_embed', 'do_train', 'do_predict', 'do_grid',
            'do_table', 'do_notebook', 'metrics_text', 'mean_sd', 'table_text', 'frames_to_csv', 'frames_to_h5',
            'write_frames', 'OneLineParser', 'add_train_options', 'add_data_options', 'add_result_options',
-           'make_parser', 'command_names', 'main']
+           'make_parser', 'command_names', 'where_raised', 'main']
 
 # %% ../nbs/50_cli.ipynb #dd74b3dd
 import argparse, json, sys
@@ -156,13 +156,13 @@ def frames_to_h5(
                 f.create_dataset(f'{split}/{k}', data=frame[k].astype(object).to_numpy() if text else frame[k].to_numpy(),
                                  dtype=h5py.string_dtype() if text else None)
 
-# %% ../nbs/50_cli.ipynb #31214086
+# %% ../nbs/50_cli.ipynb #478afd7e
 def write_frames(
     frames: dict, # Split -> frame
     out: Path, # .csv or .h5
 ):
     "Write predictions; `UsageError` if the place cannot be written"
-    part = make_folder(out.parent, 'folder of the predictions')/f'{out.name}.tmp'
+    part = make_folder(out.parent, 'folder of the predictions')/f'.{out.name}.part'
     try:
         (frames_to_h5 if out.suffix=='.h5' else frames_to_csv)(frames, part)
         part.replace(out)
@@ -245,7 +245,17 @@ def command_names() -> list[str]:
     actions = make_parser()._actions
     return [k for o in actions if isinstance(o, argparse._SubParsersAction) for k in o.choices]
 
-# %% ../nbs/50_cli.ipynb #8526c58d
+# %% ../nbs/50_cli.ipynb #4a529eb2
+def where_raised(
+    error: BaseException, # Caught
+) -> str: # E.g. `train.py:57`
+    "File and line of the last step of `error` inside this package"
+    import traceback
+    steps = traceback.extract_tb(error.__traceback__)
+    own = [o for o in steps if Path(o.filename).parent.name=='msmix'] or steps
+    return f'{Path(own[-1].filename).name}:{own[-1].lineno}'
+
+# %% ../nbs/50_cli.ipynb #4589cb56
 def main(
     argv=None, # Arguments; None: those of the process
 ) -> int: # 0 done, 1 a run failed, 2 bad input or usage
@@ -262,3 +272,7 @@ def main(
     except KeyboardInterrupt:
         print('msmix: interrupted', file=sys.stderr)
         return 130
+    except Exception as e:
+        text = ' '.join(str(e).split())
+        print(f'msmix: {type(e).__name__}: {text} ({where_raised(e)})', file=sys.stderr)
+        return 1

@@ -4,25 +4,26 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'KINDS', 'Header', 'check_header', 'flat', 'check_table', 'scan', 'check_range', 'read_small', 'token_mask',
-           'check_splits', 'content_sum', 'new_file', 'write_split', 'write_dataset', 'read_header', 'open_dataset',
-           'check_dataset', 'Batch', 'Split', 'epoch_batches', 'read_features', 'standardise_', 'Dataset', 'fits',
-           'read_split', 'load_dataset']
+           'check_splits', 'content_sum', 'check_sum', 'new_file', 'write_split', 'write_dataset', 'read_header',
+           'open_dataset', 'check_dataset', 'Batch', 'Split', 'epoch_batches', 'read_features', 'standardise_',
+           'Dataset', 'fits', 'read_split', 'load_dataset']
 
-# %% ../nbs/01_data.ipynb #ccd74002
+# %% ../nbs/01_data.ipynb #324fff95
 import hashlib
 import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 import h5py
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from .core import Latents, Masks, UsageError, choose, length_mask, masked_mean
+from .results import path_part
 
 # %% ../nbs/01_data.ipynb #60a08862
 SPLITS = ('train', 'valid', 'test')
@@ -42,7 +43,7 @@ class Header:
     synthetic: bool = False
     sum: str = ''
 
-# %% ../nbs/01_data.ipynb #8869be7c
+# %% ../nbs/01_data.ipynb #b970b8ff
 def check_header(
     header: Header,
     where: str, # Named in the message
@@ -50,10 +51,14 @@ def check_header(
     "The header with plain Python types; `UsageError` if it cannot be right"
     ms = tuple(map(str, header.modalities))
     if not header.name: raise UsageError(f"{where} has an empty name: give the dataset a name such as mosi")
+    path_part(header.name, f'the name in {where},')
     if len(ms) < 2 or len(set(ms)) < len(ms):
         raise UsageError(f"{where} names the modalities {list(ms)}: two or more different names are needed")
-    bad = [m for m in ms if not m or '/' in m or m in KINDS]
+    bad = [m for m in ms if m in KINDS]
     if bad: raise UsageError(f"{where} has a modality called '{bad[0]}', which cannot be told from an array of the layout: rename it")
+    bad = [m for m in ms if not m.isidentifier() or hasattr(nn.ModuleDict, m) or m=='training']
+    if bad: raise UsageError(f"{where} has a modality called '{bad[0]}', under which no network can keep its layers: "
+                             "rename it, with letters, digits and '_' only and no word that PyTorch uses itself")
     try: lo,hi = map(float, header.label_range)
     except (TypeError, ValueError): lo,hi = np.nan,np.nan
     if not (np.isfinite([lo,hi]).all() and lo<hi):
@@ -104,7 +109,7 @@ def check_table(
         if 0 in a.shape[1:]: raise UsageError(f"'{k}' in {where} has shape {tuple(a.shape)}: no axis may be empty")
     return table
 
-# %% ../nbs/01_data.ipynb #952b2f20
+# %% ../nbs/01_data.ipynb #98d83cd9
 def scan(
     a, # Sliceable by rows
     key: str, # Its name in the layout
@@ -122,8 +127,9 @@ def scan(
         with np.errstate(over='ignore', invalid='ignore'): b = np.ascontiguousarray(b, dtype)
         if dtype is np.float32 and not np.isfinite(b).all():
             row = i + int(np.argwhere(~np.isfinite(b))[0,0])
-            raise UsageError(f"'{key}' in {where} holds NaN or infinite values, first in row {row}: "
-                             "replace them (msmix prepare sets those of features to 0)")
+            advice = ('a clip without a label cannot be used, drop those clips' if key.endswith('label') else
+                      'replace them (msmix prepare sets them to 0)')
+            raise UsageError(f"'{key}' in {where} holds NaN or infinite values, first in row {row}: {advice}")
         h.update(b)
         yield i,b
     if sums is not None: sums[key] = h.hexdigest()
@@ -206,7 +212,20 @@ def content_sum(
     "SHA-256 of all that training can see"
     return hashlib.sha256(json.dumps([header.modalities, header.label_range, sorted(sums.items())]).encode()).hexdigest()
 
-# %% ../nbs/01_data.ipynb #a42bb639
+# %% ../nbs/01_data.ipynb #e5c537e3
+def check_sum(
+    header: Header, # Its `sum` is empty where the file says none
+    sums: dict, # `split/name` -> SHA-256 of the array
+    where: str, # Named in the message
+) -> str: # The content sum
+    "Refuse a content sum other than the one the file says"
+    found = content_sum(header, sums)
+    if header.sum and found != header.sum:
+        raise UsageError(f"{where} says its content sum is {header.sum[:12]}… but it is {found[:12]}…: "
+                         "the file was changed after it was written, make it again")
+    return found
+
+# %% ../nbs/01_data.ipynb #b4d95ac1
 @contextmanager
 def new_file(
     path, # Where the file shall be
@@ -214,18 +233,18 @@ def new_file(
     "An HDF5 file that takes its name when the block ends well, and vanishes when it does not"
     path = Path(path)
     if path.is_dir(): raise UsageError(f"cannot write '{path}': it is a folder, name a file in it")
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    made = [o for o in (path.parent, *path.parent.parents) if not o.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        f = h5py.File(tmp, 'w')
-    except OSError as e:
-        raise UsageError(f"cannot write '{path}' ({e.strerror or e}): choose a folder where files may be made") from e
-    try:
-        with f: yield f
-        os.replace(tmp, path)
-    except BaseException:
-        tmp.unlink(missing_ok=True)
-        raise
+        with h5py.File(part, 'w') as f: yield f
+        os.replace(part, path)
+    except BaseException as e:
+        with suppress(OSError): part.unlink(missing_ok=True)
+        with suppress(OSError):
+            for o in made: o.rmdir()
+        if not isinstance(e, OSError): raise
+        raise UsageError(f"cannot write '{path}' ({e.strerror or e}): choose a folder where files may be made and there is space") from e
 
 # %% ../nbs/01_data.ipynb #58327052
 def write_split(
@@ -320,7 +339,7 @@ def open_dataset(
         if lack: raise UsageError(f"{where} has no split '{lack[0]}': found {', '.join(f) or 'none'}, needed {', '.join(SPLITS)}")
         yield header, {s:flat(f[s]) for s in SPLITS}, where
 
-# %% ../nbs/01_data.ipynb #c39e538e
+# %% ../nbs/01_data.ipynb #8c2d7878
 def check_dataset(
     spec, # Path of a dataset file
 ) -> Header:
@@ -336,11 +355,7 @@ def check_dataset(
             shapes[s] = {m:tuple(t[f'{m}/features'].shape[1:]) for m in header.modalities}
             sums |= {f'{s}/{k}':o for k,o in part.items()}
     check_splits(shapes, ids, where)
-    found = content_sum(header, sums)
-    if header.sum and found != header.sum:
-        raise UsageError(f"{where} says its content sum is {header.sum[:12]}… but it is {found[:12]}…: "
-                         "the file was changed after it was written, make it again")
-    return replace(header, sum=found)
+    return replace(header, sum=check_sum(header, sums, where))
 
 # %% ../nbs/01_data.ipynb #144c220c
 class Batch(NamedTuple):
@@ -436,7 +451,7 @@ def standardise_(
     for s in splits.values():
         for o,k in parts(s): o.sub_(mean.float()).mul_(scale).mul_(k)
 
-# %% ../nbs/01_data.ipynb #06ab00ca
+# %% ../nbs/01_data.ipynb #88873787
 @dataclass
 class Dataset:
     "A dataset in memory"
@@ -452,7 +467,7 @@ class Dataset:
     @property
     def dims(self) -> dict[str,int]:
         "Width of each modality"
-        return {m:o.shape[2] for m,o in self.splits['train'].x.items()}
+        return {m: o.shape[2] if o.dim()==3 else 1 for m,o in self.splits['train'].x.items()}   # token ids: one number a step
 
     @property
     def lengths(self) -> dict[str,int]:
@@ -486,7 +501,7 @@ def read_split(
     labels = {m:col(f'{m}/label') for m in ms if f'{m}/label' in small}
     return Split(x, n, col('label'), small['id'], labels or None, get('text/token_ids'), get('text/token_mask'))
 
-# %% ../nbs/01_data.ipynb #171532ce
+# %% ../nbs/01_data.ipynb #716ce78b
 def load_dataset(
     spec, # Path of a dataset file, or `synth:LIKE[:FRACTION[:SEED]]`
     *,
@@ -499,14 +514,15 @@ def load_dataset(
     with open_dataset(spec) as (header,tables,where):
         for m in (*standardise, *pool): choose(m, header.modalities, 'modality')
         for s,t in tables.items():
-            part = None if header.sum else {}
+            part = {}
             splits[s] = read_split(t, header, f"split '{s}' of {where}", part, pool)
-            sums |= {f'{s}/{k}':o for k,o in (part or {}).items()}
+            sums |= {f'{s}/{k}':o for k,o in part.items()}
     shapes = {s:{m:tuple(x.shape[1:]) for m,x in o.x.items()} for s,o in splits.items()}
     check_splits(shapes, {s:o.id for s,o in splits.items()}, where)
+    found = check_sum(header, sums, where)
     for m in standardise: standardise_(splits, m)
     device = torch.device(device)
     stay   = fits(sum(o.nbytes() for o in splits.values()), device)
     splits = {s:o.to(device, resident=stay) for s,o in splits.items()}
     return Dataset(header.name, header.modalities, header.label_range, header.language, header.source, header.synthetic,
-                   header.sum or content_sum(header, sums), splits)
+                   found, splits)

@@ -85,7 +85,7 @@ def write_readme(
     (root/'README.md').write_text(text, encoding='utf-8')
     return root/'README.md'
 
-# %% ../nbs/51_docs.ipynb #20287a73
+# %% ../nbs/51_docs.ipynb #3c2e2eee
 def execute_in_place(
     notebook, # Path
     skip=('slow','cuda','data'), # Cells with one of these directives keep their outputs and are not executed
@@ -97,7 +97,8 @@ def execute_in_place(
     nb = nbformat.read(notebook, as_version=4)
     kept = {i: c for i,c in enumerate(nb.cells) if c.cell_type=='code' and set(skip) & set(directives(c.source))}
     for i,c in kept.items(): nb.cells[i] = nbformat.v4.new_code_cell('', id=c.get('id', f'kept-{i}'))
-    NotebookClient(nb, timeout=None, resources={'metadata': {'path': str(notebook.parent)}}).execute()
+    where = {'metadata': {'path': str(notebook.parent)}}
+    NotebookClient(nb, timeout=None, resources=where, extra_arguments=['--log-level=ERROR']).execute()
     for i,c in kept.items(): nb.cells[i] = c
     nbformat.write(nb, notebook)
     return notebook

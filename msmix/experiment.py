@@ -6,7 +6,7 @@
 __all__ = ['NO_PART', 'modules_of', 'training_modules', 'pick_device', 'load_for', 'Experiment', 'device_name', 'build',
            'run_one', 'predict_file']
 
-# %% ../nbs/30a_experiment.ipynb #3934cac8
+# %% ../nbs/30a_experiment.ipynb #17e9856b
 import ast, inspect, time, warnings
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from .names import BACKBONES, MIXERS, resolve
 from .layers import lead_modality
 from .backbones import build_backbone
 from .mixers import build_mixer
-from .data import load_dataset, open_dataset
+from .data import load_dataset, open_dataset, standardise_
 from .recipes import Recipe, find_recipe
 from .results import Run, check_target, code_sum, git_commit, identity, load_run, module_text, peak_memory, run_path, save_run, versions
 from .reference import load_state
@@ -58,7 +58,7 @@ def pick_device(
     "`device`, or for 'auto' CUDA where there is one"
     return ('cuda' if torch.cuda.is_available() else 'cpu') if device=='auto' else device
 
-# %% ../nbs/30a_experiment.ipynb #34c73c5f
+# %% ../nbs/30a_experiment.ipynb #ff8e19a8
 def load_for(
     recipe: Recipe,
     data, # Path of a dataset file, or a `synth:` spec
@@ -74,7 +74,9 @@ def load_for(
     if recipe.text_encoder and recipe.text_embedding: raise UsageError("text_encoder and text_embedding exclude each other: set one of them to ''")
     if recipe.text_embedding:
         from msmix.text import use_embedding
-        return use_embedding(dataset, data, recipe.text_embedding, recipe.text_states)
+        dataset = use_embedding(dataset, data, recipe.text_embedding, recipe.text_states)
+        if 'text' in recipe.standardise: standardise_(dataset.splits, 'text')
+        return dataset
     if recipe.text_encoder:
         from msmix.text import use_tokens
         return use_tokens(dataset)

@@ -4,19 +4,23 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'REQUIRED', 'FIGURES', 'check_config', 'project_root', 'config_path', 'read_config', 'data_path', 'Job',
-           'plan', 'figure_files', 'figure_jobs', 'check_data', 'check_settings', 'data_spec', 'check_runs',
-           'lock_folder', 'snakemake_command', 'why_failed', 'watch', 'report', 'run_snakemake', 'run_grid']
+           'plan', 'figure_files', 'figure_jobs', 'check_data', 'check_settings', 'data_spec', 'run_faults',
+           'check_runs', 'lock_folder', 'snakemake_command', 'why_failed', 'watch', 'report', 'run_snakemake',
+           'run_grid']
 
-# %% ../nbs/36_grid.ipynb #e8cc5391
+# %% ../nbs/36_grid.ipynb #a7813b6c
 import os, subprocess, sys, time
+from dataclasses import asdict
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 import msmix
-from .names import BACKBONES, MIXERS, EXPERIMENTS, UsageError, RunFailed, choose
+from .names import BACKBONES, MIXERS, EXPERIMENTS, UsageError, RunFailed, choose, resolve
 from .notebooks import make_folder
 
-# %% ../nbs/36_grid.ipynb #d6233408
-DEFAULTS = {'variants': {'main': {}}, 'device': 'auto', 'threads': 1, 'save_weights': False, 'figures': [], 'resources': {}}
+# %% ../nbs/36_grid.ipynb #d2ff9f2c
+DEFAULTS = {'variants': {'main': {}}, 'device': 'auto', 'threads': 1, 'save_weights': False, 'figures': [], 'name': '', 'resources': {}}
 REQUIRED = ('results', 'datasets', 'backbones', 'mixers', 'seeds')
 
 # %% ../nbs/36_grid.ipynb #cfb67829
@@ -51,7 +55,7 @@ def _dataset(name, spec, where):
     _need(isinstance(spec['seed'], int) and spec['seed']>=0, key, spec, 'a seed of 0 or more', where)
     return spec
 
-# %% ../nbs/36_grid.ipynb #4ac77e68
+# %% ../nbs/36_grid.ipynb #893e8241
 def check_config(
     config, # What the YAML file holds
     where: str='the configuration', # Its name in messages
@@ -70,6 +74,9 @@ def check_config(
     _need(isinstance(c['figures'], list), 'figures', c['figures'], 'a list of notebook names', where)
     for o in c['figures']: choose(o, FIGURES, 'figure notebook')
     _need(type(c['threads']) is int and c['threads']>0, 'threads', c['threads'], 'a whole number of 1 or more', where)
+    _need(isinstance(c['save_weights'], bool), 'save_weights', c['save_weights'], 'true or false', where)
+    _need(isinstance(c['resources'], dict), 'resources', c['resources'], 'a mapping such as {gpu: 1}', where)
+    _need(isinstance(c['name'], str) and not set(c['name']) & set('/\\:'), 'name', c['name'], 'a word without slashes', where)
     return {**c, 'results': _path(c['results'], where), 'variants': {k: v or {} for k,v in c['variants'].items()},
             'datasets': {k: _dataset(k, v, where) for k,v in c['datasets'].items()}}
 
@@ -138,22 +145,24 @@ def plan(
                         jobs.append(Job(Path(run), *(Path(c['results'])/k/name.with_suffix(x) for k,x in (('notebooks','.ipynb'), ('logs','.txt'))), p))
     return jobs
 
-# %% ../nbs/36_grid.ipynb #e3fd54f7
+# %% ../nbs/36_grid.ipynb #ab611f8c
 def figure_files(
     config: dict, # From `check_config`
     name: str, # One of `FIGURES`
 ) -> list[str]:
     "The files that a figure notebook writes"
-    return [f"{config['results']}/figures/{name}{o}" for o in FIGURES[name]]
+    return [str(Path(config['results'], 'figures', config['name'], name)) + o for o in FIGURES[name]]
 
-# %% ../nbs/36_grid.ipynb #58f1b37c
+# %% ../nbs/36_grid.ipynb #92de95a2
 def figure_jobs(
     config: dict, # From `check_config`
 ) -> list[Job]: # `run` is the first of the figure's files
     "Every figure of the grid"
-    r = Path(config['results'])
-    return [Job(Path(figure_files(config, o)[0]), r/'notebooks'/'figures'/f'{o}.ipynb', r/'logs'/'figures'/f'{o}.txt',
-                {'results': str(r), 'out': str(r/'figures')}) for o in config['figures']]
+    r, asked = Path(config['results']), {k: config[k] for k in ('backbones','mixers','seeds')}
+    place = lambda kind, name: Path(r, kind, 'figures', config['name'], name)
+    return [Job(Path(figure_files(config, o)[0]), place('notebooks', f'{o}.ipynb'), place('logs', f'{o}.txt'),
+                {'results': str(r), 'out': str(r/'figures'/config['name']), **asked,
+                **({'variants': list(config['variants'])} if o=='table_main' else {})}) for o in config['figures']]
 
 # %% ../nbs/36_grid.ipynb #fde8d11e
 def check_data(
@@ -173,15 +182,21 @@ def check_data(
         except OSError as e: raise UsageError(f"'{spec['file']}' is not an HDF5 file: make one with `msmix prepare`") from e
         if found!=name: raise UsageError(f"'{spec['file']}' holds the dataset '{found}', the configuration calls it '{name}': use the same name")
 
-# %% ../nbs/36_grid.ipynb #100b7c79
+# %% ../nbs/36_grid.ipynb #3a98420f
 def check_settings(
     config: dict, # From `check_config`
 ):
-    "Raise `UsageError` if a variant names a setting that does not exist or cannot have its value"
+    "Raise `UsageError` if a variant names a setting or option that does not exist, or if the device cannot be used"
+    from msmix.backbones import check_options
+    from msmix.core import set_up_torch
+    from msmix.experiment import pick_device
     from msmix.recipes import find_recipe
-    for dataset in config['datasets']:
-        for backbone in config['backbones']:
-            for settings in config['variants'].values(): find_recipe(backbone, dataset, settings)
+    set_up_torch(pick_device(config['device']))
+    for dataset, backbone, settings in product(config['datasets'], config['backbones'], config['variants'].values()):
+        recipe = find_recipe(backbone, dataset, settings)
+        check_options(resolve(backbone, BACKBONES, 'backbone'), recipe.backbone, ('dims','label_range','lengths'), f'option of backbone {backbone}')
+        for mixer in config['mixers']:
+            check_options(resolve(mixer, MIXERS, 'mixer'), recipe.mixer, ('dims','label_range','sequences','seed'), f'option of mixer {mixer}')
 
 # %% ../nbs/36_grid.ipynb #8f7a57d2
 def data_spec(
@@ -192,21 +207,39 @@ def data_spec(
     path, spec = data_path(config, name), config['datasets'][name]
     return path if 'file' in spec or Path(path).exists() else f"synth:{spec['synth']}:{spec['fraction']:g}:{spec['seed']}"
 
-# %% ../nbs/36_grid.ipynb #21b65dcd
+# %% ../nbs/36_grid.ipynb #f41b721d
+def run_faults(
+    run, # `msmix.results.Run`
+    recipe, # `msmix.recipes.Recipe` it should have
+    data_sum: str, # Of the data it should have seen
+    code_sum: str, # Of the code it should have been made with
+) -> list[str]: # Empty: it is the run that is wanted
+    "In what a run differs from the one that is wanted"
+    from msmix.results import to_json
+    pairs = {'recipe': (to_json(run.config.get('recipe')), to_json(asdict(recipe))), 'data': (run.data_sum, data_sum), 'code': (run.code_sum, code_sum)}
+    return [k for k,(found,wanted) in pairs.items() if found!=wanted]
+
+# %% ../nbs/36_grid.ipynb #19d03191
 def check_runs(
     config: dict, # From `check_config`
 ):
     "Raise `UsageError` if a run file that exists is of another configuration, or not whole"
-    from msmix.experiment import Experiment
-    from msmix.results import check_target, file_identity
-    identity = {}
+    from msmix.data import check_dataset
+    from msmix.experiment import Experiment, training_modules
+    from msmix.recipes import find_recipe
+    from msmix.results import code_sum, load_run
+    data_sum = cache(lambda name: check_dataset(data_spec(config, name)).sum)
+    code     = cache(lambda backbone, mixer: code_sum(training_modules(backbone, mixer)))
     for o in plan(config):
         if not o.run.exists(): continue
-        if file_identity(o.run) is None: raise UsageError(f"'{o.run}' is not a whole run file: delete it and call again")
-        p = {k: o.parameters[k] for k in ('backbone','mixer','seed','variant','results','settings')}
-        key = o.run.parent
-        if key not in identity: identity[key] = Experiment(data_spec(config, key.parts[-4]), device='cpu', **p).identity
-        check_target(o.run, identity[key])
+        run, name, p = load_run(o.run, state=False), o.run.parts[-5], o.parameters
+        recipe = find_recipe(p['backbone'], name, p['settings'])
+        if recipe.text_encoder or recipe.text_embedding:      # an encoder's weights count too: the long way
+            Experiment(data_spec(config, name), device='cpu', **{k: p[k] for k in ('backbone','mixer','seed','variant','results','settings')})
+            continue
+        faults = run_faults(run, recipe, data_sum(name), code(p['backbone'], p['mixer']))
+        if faults: raise UsageError(f"{o.run} holds a run of another configuration (different {' and '.join(faults)}): "
+                                    "choose another variant or results folder, or delete the file")
 
 # %% ../nbs/36_grid.ipynb #7774a09e
 def lock_folder(
@@ -283,13 +316,14 @@ def run_snakemake(
     with open(log, 'w') as f:
         return watch(subprocess.Popen(command, env=env, stdout=f, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()] if lock else []), jobs)
 
-# %% ../nbs/36_grid.ipynb #9c022a72
+# %% ../nbs/36_grid.ipynb #44a82c5c
 def run_grid(
     config, # Path of a YAML file, or one of `EXPERIMENTS`
     jobs: int|None=None, # How many CPU cores may be used at once; None: all
     dry_run: bool=False, # Only show what would be done
 ) -> dict: # The configuration
     "Make the runs and figures that are not there yet; list what failed and raise `RunFailed`"
+    if jobs is not None and jobs<1: raise UsageError(f"{jobs} CPU cores cannot do anything: pass -j 1 or more, or leave it out for all")
     path, c = config_path(config), read_config(config)
     todo, figures = plan(c), figure_jobs(c)
     check_data(c)

@@ -27,13 +27,14 @@ def rounded(
     "Nearest whole number after clipping, halves to the even one"
     return np.round(np.clip(np.asarray(y, np.float32), -limit, limit)).astype(int)
 
-# %% ../nbs/31_metrics.ipynb #7cd1cfef
+# %% ../nbs/31_metrics.ipynb #8af1bba6
 RULES = {
     'mosi': dict(Has0_acc_2=lambda y: y>=0, Has0_F1_score=lambda y: y>=0,
                  Non0_acc_2=lambda y: y>0,  Non0_F1_score=lambda y: y>0,
                  Mult_acc_5=lambda y: rounded(y, 2), Mult_acc_7=lambda y: rounded(y, 3), MAE=None, Corr=None),
     'sims': dict(Mult_acc_2=lambda y: bins(y, (0,)), Mult_acc_3=lambda y: bins(y, (-.1,.1)),
                  Mult_acc_5=lambda y: bins(y, (-.7,-.1,.1,.7)), F1_score=lambda y: bins(y, (0,)), MAE=None, Corr=None),
+    'plain': dict(MAE=None, Corr=None),
 }
 
 # %% ../nbs/31_metrics.ipynb #b7427069
@@ -49,18 +50,19 @@ def arrow(
     "Up where higher is better, down where lower is"
     return '↑' if HIGHER_IS_BETTER[name] else '↓'
 
-# %% ../nbs/31_metrics.ipynb #7429b06f
+# %% ../nbs/31_metrics.ipynb #a16aebd4
 def rules_of(
     dataset: str, # Name; mosi, mosei and sims are known
     label_range=None, # (lowest, highest) label
     true=None, # `(N,)`, decides where there is no range
-) -> str: # 'mosi' or 'sims'
-    "Which of the two sets of rules applies"
+) -> str: # One of `RULES`
+    "Which set of rules applies"
     known = dict(mosi='mosi', mosei='mosi', sims='sims').get(str(dataset).lower())
     if known: return known
     if label_range is None and (true is None or not len(true)):
         raise UsageError(f"no metrics are known for dataset '{dataset}': "
                          "pass label_range, e.g. (-3,3) for MOSI's rules or (-1,1) for SIMS'")
+    if label_range is not None and label_range[0]!=-label_range[1]: return 'plain'
     return 'sims' if np.abs(true if label_range is None else label_range).max() <= 1 else 'mosi'
 
 # %% ../nbs/31_metrics.ipynb #e10b8c10
@@ -87,12 +89,12 @@ def as_vector(
 class ScoreWarning(UserWarning):
     "A metric does not exist for this input and is NaN"
 
-# %% ../nbs/31_metrics.ipynb #931e7071
+# %% ../nbs/31_metrics.ipynb #38622e24
 def one_metric(
     name: str, # One of the metrics of `rules`
     pred, # `(N,)`
     true, # `(N,)`
-    rules: str, # 'mosi' or 'sims'
+    rules: str, # One of `RULES`
 ) -> float: # NaN where it does not exist, with a `ScoreWarning`
     "One metric under its rules"
     from scipy.stats import pearsonr

@@ -54,12 +54,12 @@ def make_folder(
         raise UsageError(f"cannot make the {what} '{path}' ({e.strerror}): choose a folder that can be written") from e
     return Path(path)
 
-# %% ../nbs/35_notebooks.ipynb #38f0ecb0
+# %% ../nbs/35_notebooks.ipynb #7a7d2bf2
 def _execute(notebook, out, parameters, stream):
-    "papermill proper; its errors become `UsageError` or `RunFailed`"
+    "papermill proper, with a kernel that says errors only; those of cells become `UsageError` or `RunFailed`"
     pm = _quiet_papermill()
     try: pm.execute_notebook(str(notebook), str(out), parameters=parameters, progress_bar=False,
-                             stdout_file=stream, stderr_file=stream)
+                             stdout_file=stream, stderr_file=stream, extra_arguments=['--log-level=ERROR'])
     except pm.PapermillExecutionError as e:
         if e.ename=='UsageError': raise UsageError(e.evalue) from e
         raise RunFailed(f"{e.ename}: {e.evalue} (executed notebook: {out})".replace('\n', ' ')) from e

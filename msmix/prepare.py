@@ -7,7 +7,7 @@ __all__ = ['KNOWN', 'PUBLISHED', 'ALLOWED', 'NEED', 'published_as', 'latin1', 'A
            'Report', 'Cleaned', 'filled', 'in_range', 'check_keys', 'as_array', 'read_tokens', 'convert',
            'modality_label', 'check_target', 'bar', 'prepare']
 
-# %% ../nbs/01a_prepare.ipynb #e9d5a27f
+# %% ../nbs/01a_prepare.ipynb #146a7b89
 import hashlib
 import pickle
 import tempfile
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 from .core import UsageError, choose
-from .data import SPLITS, write_dataset
+from .data import SPLITS, Header, check_header, write_dataset
 
 # %% ../nbs/01a_prepare.ipynb #2399f0a9
 KNOWN = {'mosi':((-3.,3.), 'en'), 'mosei':((-3.,3.), 'en'), 'sims':((-1.,1.), 'zh')}    # label range, language
@@ -280,7 +280,7 @@ def modality_label(
     if a.dtype.kind=='f' and np.isnan(a).all(): return None
     return a.reshape(-1)
 
-# %% ../nbs/01a_prepare.ipynb #03a33568
+# %% ../nbs/01a_prepare.ipynb #86f72d6d
 def check_target(
     dst, # The file to make
     src, # The file to read
@@ -289,9 +289,8 @@ def check_target(
     dst = Path(dst)
     if dst.is_dir(): raise UsageError(f"cannot write '{dst}': it is a folder, name a file in it")
     if dst.exists() and dst.samefile(src): raise UsageError(f"'{dst}' is the pickle itself: name another file to write")
-    try:
-        dst.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=dst.parent).close()
+    folder = next(o for o in dst.absolute().parents if o.exists())     # folders are made when the file is
+    try: tempfile.TemporaryFile(dir=folder).close()
     except OSError as e: raise UsageError(f"cannot write '{dst}' ({e.strerror}): choose a folder where files may be made") from e
 
 # %% ../nbs/01a_prepare.ipynb #00ffcd16
@@ -303,7 +302,7 @@ def bar(
     "A progress bar in bytes, on stderr"
     return tqdm(desc=what, total=total, unit='B', unit_scale=True, unit_divisor=1024, disable=not show)
 
-# %% ../nbs/01a_prepare.ipynb #6b637854
+# %% ../nbs/01a_prepare.ipynb #4218d6f5
 def prepare(
     src, # The pickle
     dst, # The dataset file to make
@@ -318,16 +317,18 @@ def prepare(
         except UsageError as e: raise UsageError(f"{e}, or give the label range of your own set (--label-range LO HI)") from e
     limits,language = KNOWN.get(name, (label_range,''))
     if not src.is_file(): raise UsageError(f"no file at '{src}': give the path of a feature pickle, e.g. unaligned_50.pkl")
+    modalities = ('text','audio','vision')
+    check_header(Header(name, modalities, label_range or limits, language), f"'{dst}'")
     check_target(dst, src)
     with bar(f'read {src.name}', src.stat().st_size, progress) as b: data,sha = load_pickle(src, b.update)
     check_keys(data, f"'{src}'")
     report = Report(str(dst), name, sha, published_as(src, sha, name))
     report.clips = {s:len(data[s]['id']) for s in SPLITS}
-    arrays = (data[s][m] for s in SPLITS for m in ('text','audio','vision'))
+    arrays = (data[s][m] for s in SPLITS for m in modalities)
     size   = sum(4*a.size for a in arrays if isinstance(a, np.ndarray))
     splits = ((s, convert(data.pop(s), f"split '{s}' of '{src}'", report)) for s in SPLITS)
     with bar(f'write {dst.name}', size, progress) as b:
-        report.sum = write_dataset(dst, splits, name=name, modalities=('text','audio','vision'),
+        report.sum = write_dataset(dst, splits, name=name, modalities=modalities,
                                    label_range=label_range or limits, language=language, source_sha256=sha,
                                    source=f'MMSA {report.published}' if report.published else src.name, tick=b.update)
     return report

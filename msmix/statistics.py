@@ -55,13 +55,13 @@ def weighted_f1(
         total = total + 2*tp/np.maximum(2*tp+wrong, 1)*support
     return total
 
-# %% ../nbs/34_statistics.ipynb #64cb703d
+# %% ../nbs/34_statistics.ipynb #0d476659
 def weighted_metric(
     w, # Counts, `(R,N)`
     pred, # Predictions, `(N,)`
     true, # Labels, `(N,)`
     name: str, # One of the metrics of `rules`
-    rules: str, # 'mosi' or 'sims'
+    rules: str, # 'mosi', 'sims' or 'plain'
 ): # `(R,)`, NaN where it does not exist
     "The metric of `msmix.metrics` with clip `i` counted `w[:,i]` times"
     w, pred, true = np.asarray(w, float), np.asarray(pred, float), np.asarray(true, float)

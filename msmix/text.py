@@ -277,7 +277,7 @@ def embedding_name(
     path = Path(model).expanduser()
     return path.resolve().name if path.is_dir() or str(model).startswith(('/','.','~')) else str(model).replace('/', '--')
 
-# %% ../nbs/18_text.ipynb #639a0279
+# %% ../nbs/18_text.ipynb #5078abe1
 @contextmanager
 def changed_copy(
     path: Path, # An HDF5 file
@@ -295,7 +295,8 @@ def changed_copy(
         shutil.copyfile(path, part)
         with h5py.File(part, 'r+') as f: yield f
         shutil.copymode(path, part)
-        if stamp()!=before: raise UsageError(f"'{path}' was changed by another program meanwhile, and was left as that one made it: run again")
+        if stamp()!=before:
+            raise UsageError(f"'{path}' was changed by another program meanwhile, and was left as that one made it: run again")
         os.replace(part, path)
     except OSError as e:
         raise UsageError(f"'{path}' cannot be extended ({e.strerror or first_line(e)}): its folder must be writable") from e
@@ -348,7 +349,7 @@ def read_tokens(
             for k in embeddings(t): there.setdefault(k, {})[s] = t[f'text/embedded/{k}/last'].parent.attrs['weights']
     return tokens, there
 
-# %% ../nbs/18_text.ipynb #c22b929b
+# %% ../nbs/18_text.ipynb #951d5ff5
 def embed(
     path, # Dataset file; features are added to it
     model, # Folder, or name of a model on the hub
@@ -358,7 +359,8 @@ def embed(
     progress: bool=True, # Show a progress bar
 ) -> str: # What the features are called
     "Write an encoder's hidden states into a dataset file, once; `UsageError` if the name is taken by another encoder"
-    if str(path).startswith('synth:'): raise UsageError(f"'{path}' is made in memory and keeps nothing: write a file with msmix synth first")
+    if str(path).startswith('synth:'):
+        raise UsageError(f"'{path}' is made in memory and keeps nothing: write a file with msmix synth first")
     name, (tokens, there) = embedding_name(model), read_tokens(path)
     encoder = TextEncoder(load_encoder(model), 2, frozen=True)
     there = there.get(name, {})
@@ -376,7 +378,7 @@ def embed(
             g.attrs.update(model=str(model), weights=encoder.sum, sum=write_states(g, encoder, ids, mask, batch_size, bar.update))
     return name
 
-# %% ../nbs/18_text.ipynb #378895d2
+# %% ../nbs/18_text.ipynb #8b842a93
 def use_embedding(
     dataset: Dataset, # Loaded from `path`
     path, # Dataset file
@@ -388,7 +390,7 @@ def use_embedding(
     choose(modality, dataset.modalities, 'modality')
     check_states(states)
     key, splits, sums = f'text/embedded/{embedding_name(model)}', {}, []
-    with open_dataset(path) as (header, tables, where):
+    with open_dataset(path) as (_, tables, where):
         for s,t in tables.items():
             if f'{key}/last' not in t:
                 raise UsageError(f"{where} holds no features of '{embedding_name(model)}' (found {', '.join(embeddings(t)) or 'none'}): "

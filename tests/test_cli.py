@@ -35,22 +35,32 @@ def first(value): return lambda a: np.concatenate([np.asarray(a[:1])*0+value, np
 
 
 BROKEN = {
-    'a missing split': lambda f: f.pop('valid'),
-    'a missing key': lambda f: f['train'].pop('regression_labels'),
-    'modalities with different numbers of samples': put('train', 'audio', lambda a: a[:-1]),
-    'features without a time axis': put('test', 'vision', lambda a: a[:,0]),
-    'a label out of range': put('train', 'regression_labels', first(9.)),
-    'a label that is not a number': put('train', 'regression_labels', first(np.nan)),
-    'no samples': lambda f: f.__setitem__('valid', {k: v[:0] for k,v in f['valid'].items()}),
-    'text in place of numbers': put('test', 'audio', lambda a: np.full(a.shape, 'x')),
+    'a missing split': (lambda f: f.pop('valid'), "no split 'valid'"),
+    'a missing key': (lambda f: f['train'].pop('regression_labels'), "lacks 'regression_labels'"),
+    'modalities with different numbers of samples': (put('train', 'audio', lambda a: a[:-1]), "7 rows but 'label' has 8"),
+    'features without a time axis': (put('test', 'vision', lambda a: a[:,0]), '(N,L,d)'),
+    'a label out of range': (put('train', 'regression_labels', first(9.)), 'has the value 9 in row 0'),
+    'a label that is not a number': (put('train', 'regression_labels', first(np.nan)), 'drop those clips'),
+    'no samples': (lambda f: f.__setitem__('valid', {k: v[:0] for k,v in f['valid'].items()}), 'no clips'),
+    'text in place of numbers': (put('test', 'audio', lambda a: np.full(a.shape, 'x')), 'numbers of shape'),
 }
 
 
 @pytest.mark.parametrize('fault', BROKEN)
 def test_prepare_refuses_a_pickle_with(fault, refused, features, tmp_path):
-    BROKEN[fault](features)
+    spoil, message = BROKEN[fault]
+    spoil(features)
     (tmp_path/'f.pkl').write_bytes(pickle.dumps(features))
-    refused('', 'prepare', tmp_path/'f.pkl', tmp_path/'d.h5', '--name', 'mosi')
+    refused(message, 'prepare', tmp_path/'f.pkl', tmp_path/'new'/'d.h5', '--name', 'mosi')
+    assert [o.name for o in tmp_path.iterdir()] == ['f.pkl']
+
+
+@pytest.mark.parametrize('name, options, message', [
+    ('mossi', [], "did you mean 'mosi'?"), ('a/b', ['--label-range', '-3', '3'], "'a/b' cannot be a folder's name"),
+    ('mine', ['--label-range', '3', '-3'], 'the lower one first')])
+def test_prepare_refuses_a_name_or_range(name, options, message, refused, features, tmp_path):
+    (tmp_path/'f.pkl').write_bytes(pickle.dumps(features))
+    refused(message, 'prepare', tmp_path/'f.pkl', tmp_path/'d.h5', '--name', name, *options)
     assert [o.name for o in tmp_path.iterdir()] == ['f.pkl']
 
 
@@ -161,6 +171,18 @@ def test_train_refuses_a_dataset_file_with(key, value, message, refused, train, 
     refused(message, *train(data=dataset))
 
 
+@pytest.mark.parametrize('key, change, message', [
+    ('train/audio/features', lambda a: a[:,0], '(N,L,d) is needed'), ('valid/audio/features', lambda a: a[:-1], 'every array needs one row per clip'),
+    ('test/vision/features', lambda a: np.full(a.shape, b'x'), 'numbers are needed'), ('valid/label', lambda a: a[:0], 'no clips'),
+    ('train/text/features', lambda a: a+1, 'changed after it was written')])
+def test_train_refuses_a_dataset_file_whose_array_is_another(key, change, message, refused, train, dataset):
+    with h5py.File(dataset, 'r+') as f:
+        a = f[key][:]
+        del f[key]
+        f[key] = change(a)
+    refused(message, *train(data=dataset))
+
+
 @pytest.mark.parametrize('key', ['valid', 'train/label', 'test/audio', 'test/text/features'])
 def test_train_refuses_a_dataset_file_without(key, refused, train, dataset):
     with h5py.File(dataset, 'r+') as f: del f[key]
@@ -213,4 +235,4 @@ def test_table_shows_what_is_there(msmix, refused, train, tmp_path):
 
 
 def test_embed_refuses_a_missing_file(refused, tmp_path):
-    refused('', 'embed', tmp_path/'nowhere.h5', '--model', 'nowhere')
+    refused('nowhere.h5', 'embed', tmp_path/'nowhere.h5', '--model', 'nowhere')

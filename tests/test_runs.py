@@ -1,5 +1,5 @@
 "Runs by papermill and the grid by Snakemake: other parameters give another run, the same ones the same run"
-import os, signal, subprocess, sys, time
+import os, re, signal, subprocess, sys, time
 from pathlib import Path
 import h5py
 import nbformat
@@ -63,6 +63,15 @@ def test_the_same_seed_gives_the_same_run_file_apart_from_times(run):
     assert run('a', mixer='msmix') != run('b', mixer='msmix')
     assert run_differences(run('a', mixer='msmix'), run('b', mixer='msmix')) == []
     assert run_differences(run('a', mixer='msmix'), run()) != []
+
+
+@together
+@pytest.mark.parametrize('backbone, options', [('tfn', {}), ('almt', {'backbone.width': 16})])
+def test_other_backbones_repeat_too(backbone, options, run):
+    from msmix.results import run_differences
+    settings = {'max_epochs': 1, **options}
+    a, b = (run(k, backbone=backbone, mixer='msmix', settings=settings) for k in 'ab')
+    assert a != b and run_differences(a, b) == []
 
 
 @together
@@ -151,11 +160,12 @@ def test_a_killed_grid_is_taken_up_again(grid, tmp_path):
     command = [Path(sys.executable).parent/'msmix', 'grid', config, '-j', '1']
     first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     log, deadline = tmp_path/'results'/'logs'/'synth-mosi'/'lmf'/'none'/'main'/'1.txt', time.monotonic()+120
-    while not log.exists() and time.monotonic() < deadline: time.sleep(.1)
-    assert log.exists()
+    def trains(): return log.exists() and re.search('[1-9][0-9]*/200', log.read_text(errors='replace'))
+    while not trains() and first.poll() is None and time.monotonic() < deadline: time.sleep(.1)
+    assert trains()
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    assert list((tmp_path/'results').rglob('*.h5.tmp')) == [] and not list((tmp_path/'results'/'runs').rglob('*.h5'))
+    assert [o for k in ('*.part', '*.tmp') for o in (tmp_path/'results').rglob(k)] == [] and not list((tmp_path/'results'/'runs').rglob('*.h5'))
     grid(mixers=['none'], variants={'main': {'max_epochs': 1}})
     code, out, err = msmix_in(tmp_path, 'grid', config, '-j', 1)
     assert code == 0, out + err
@@ -168,35 +178,37 @@ def test_the_grid_refuses(grid, refused, tmp_path):
     with h5py.File(tmp_path/'d.h5', 'w') as f: f.attrs['name'] = 'sims'
     refused("holds the dataset 'sims'", 'grid', grid(datasets={'mosi': {'file': str(tmp_path/'d.h5')}}))
     refused("did you mean 'reproduce'?", 'grid', 'reproduc')
+    refused('pass -j 1 or more', 'grid', grid(), '-j', 0)
+    refused("did you mean 'rank'?", 'grid', grid(variants={'main': {'backbone.rnak': 1}}))
+    refused("device 'gpu'", 'grid', grid(device='gpu'))
     (tmp_path/'file').write_text('')
     refused('results folder', 'grid', grid(results=str(tmp_path/'file')))
 
 
 @pytest.fixture
-def first_batch(monkeypatch):
-    "Weights before, clips of and clean predictions in the first step of a run, by mixer"
+def batches(monkeypatch, tmp_path):
+    "Weights before, and clips of every step of two epochs, by mixer"
     import torch
     from msmix import train
     from msmix.experiment import Experiment
 
     def call(mixer, seed=1):
-        seen, step = {}, train.step_losses
+        weights, seen, step = [], [], train.step_losses
 
         def watched(backbone, mixer, batch, *args):
-            if not seen:
-                seen['weights'] = torch.cat([p.detach().flatten().clone() for p in backbone.parameters()])
-                seen['labels'], seen['text'] = batch.y.clone(), batch.x['text'].clone()
+            if not weights: weights.append(torch.cat([p.detach().flatten().clone() for p in backbone.parameters()]))
+            seen.append(torch.cat([batch.y, batch.x['text'].flatten(1)], 1))
             return step(backbone, mixer, batch, *args)
-        monkeypatch.setattr(train, 'step_losses', watched)
-        Experiment(SHORT['data'], 'tfn', mixer, seed, settings={'max_epochs': 1}, device='cpu', results='unused-results').fit(progress=False)
-        monkeypatch.undo()
-        return seen
+        with monkeypatch.context() as m:
+            m.setattr(train, 'step_losses', watched)
+            Experiment(SHORT['data'], 'tfn', mixer, seed, settings={'max_epochs': 2, 'batch_size': 4}, device='cpu', results=tmp_path).fit(progress=False)
+        return [*weights, *seen]
     return call
 
 
-def test_runs_that_differ_in_the_mixer_alone_share_weights_and_batches(first_batch, tmp_path, monkeypatch):
+def test_runs_that_differ_in_the_mixer_alone_share_weights_and_batches(batches):
     import torch
-    monkeypatch.chdir(tmp_path)
-    plain, mixed, other = first_batch('none'), first_batch('msmix'), first_batch('none', seed=2)
-    assert plain and all(torch.equal(plain[k], mixed[k]) for k in plain)
-    assert not any(torch.equal(plain[k], other[k]) for k in plain)
+    plain, other = batches('none'), batches('none', seed=2)
+    assert len(plain) > 5 and not torch.equal(plain[1], plain[1+len(plain)//2])
+    for mixer in ('mixup', 'msmix'): assert all(torch.equal(a, b) for a,b in zip(plain, batches(mixer), strict=True))
+    assert not any(torch.equal(a, b) for a,b in zip(plain, other, strict=True))
