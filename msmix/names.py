@@ -43,8 +43,8 @@ MIXERS = {'none': 'msmix.mixers:NoMix', 'mixup': 'msmix.mixup:Mixup', 'manifold'
 # %% ../nbs/05_names.ipynb #4a963dde
 DATASETS = ('mosi', 'mosei', 'sims', 'mosi-open')
 
-# %% ../nbs/05_names.ipynb #4941807d
-EXPERIMENTS = ('reproduce', 'mosi_open', 'mosi_open_backbones', 'mosi_open_mixers')
+# %% ../nbs/05_names.ipynb #8e816d0e
+EXPERIMENTS = ('reproduce', 'mosi_open', 'mosi_open_backbones', 'mosi_open_mixers', 'ablation', 'sensitivity')
 
 # %% ../nbs/05_names.ipynb #ccb09526
 def all_names() -> dict: # Lists of names by kind
