@@ -8,10 +8,10 @@ __all__ = ['parse_value', 'parse_pairs', 'do_list', 'do_prepare', 'do_synth', 'd
            'write_frames', 'OneLineParser', 'add_train_options', 'add_data_options', 'add_result_options',
            'make_parser', 'command_names', 'where_raised', 'main']
 
-# %% ../nbs/50_cli.ipynb #dd74b3dd
+# %% ../nbs/50_cli.ipynb #8811611b
 import argparse, json, sys
 from pathlib import Path
-from .names import BACKBONES, MIXERS, UsageError, RunFailed, all_names, choose
+from .names import shown_name, BACKBONES, MIXERS, UsageError, RunFailed, all_names, choose
 from .notebooks import make_folder
 
 # %% ../nbs/50_cli.ipynb #d5d2458b
@@ -117,7 +117,7 @@ def mean_sd(
     "Mean ± standard deviation over seeds"
     return f'{values.mean():.3f}' + (f' ± {values.std():.3f}' if len(values)>1 else '')
 
-# %% ../nbs/50_cli.ipynb #2dc7e915
+# %% ../nbs/50_cli.ipynb #2b1213e5
 def table_text(
     frame, # What `load_runs` gives
     split: str='test', # Split to show
@@ -131,7 +131,9 @@ def table_text(
     table = groups[shown].agg(mean_sd)
     table.insert(0, 'n', groups.size())
     table.insert(1, 'synthetic', groups['synthetic'].any().map({True:'yes', False:'no'}))
-    return table.reset_index().to_string(index=False)
+    table = table.reset_index()
+    table['mixer'] = table['mixer'].map(shown_name)
+    return table.to_string(index=False)
 
 # %% ../nbs/50_cli.ipynb #2e34d4b0
 def frames_to_csv(

@@ -6,11 +6,11 @@
 __all__ = ['MARKERS', 'HATCHES', 'use_style', 'mixer_look', 'stamp_synthetic', 'save_figure', 'plot_history', 'plot_paired',
            'plot_range', 'label_difference', 'interval_legend']
 
-# %% ../nbs/40_plots.ipynb #408f39b7
+# %% ../nbs/40_plots.ipynb #4fc6d660
 from pathlib import Path
 import numpy as np
 from .metrics import HIGHER_IS_BETTER, METRICS
-from .names import UsageError
+from .names import shown_name, UsageError
 from .statistics import MIXER_ORDER, in_order
 
 # %% ../nbs/40_plots.ipynb #7d64c299
@@ -94,7 +94,7 @@ def plot_history(
     if names: ax.legend()
     return ax
 
-# %% ../nbs/40_plots.ipynb #4223f59d
+# %% ../nbs/40_plots.ipynb #ae9bf7bd
 def plot_paired(
     differences, # Rows of `msmix.statistics.paired`, one dataset, backbone, variant and metric
     intervals, # Rows of `msmix.statistics.compare` for the same
@@ -118,7 +118,7 @@ def plot_paired(
         if np.isfinite(o['correlation']):
             ax.text(1.01, k, f"r = {o['correlation']:.2f}", transform=ax.get_yaxis_transform(), va='center', fontsize=7, color='.3')
     ax.locator_params(axis='x', nbins=5)
-    ax.set(yticks=range(len(mixers)), yticklabels=mixers, ylim=(len(mixers)-.5, -.5))
+    ax.set(yticks=range(len(mixers)), yticklabels=[shown_name(o) for o in mixers], ylim=(len(mixers)-.5, -.5))
     return ax
 
 # %% ../nbs/40_plots.ipynb #3c8364b0

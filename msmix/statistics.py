@@ -8,11 +8,11 @@ __all__ = ['FEWEST_FOR_INTERVAL', 'FEWEST_FOR_TEST', 'MIXER_ORDER', 't_interval'
            'paired', 'compare_one', 'compare', 'conclusion', 'summarise', 'training_effort', 'in_order', 'cell_text',
            'table_parts', 'latex_table', 'html_table']
 
-# %% ../nbs/34_statistics.ipynb #22b63444
+# %% ../nbs/34_statistics.ipynb #5c271781
 import itertools
 import numpy as np
 import pandas as pd
-from .names import BACKBONES, UsageError, choose
+from .names import shown_name, BACKBONES, UsageError, choose
 from .metrics import HIGHER_IS_BETTER, METRICS, RULES, arrow, rules_of
 from .results import iter_runs, runs_frame
 
@@ -285,7 +285,7 @@ def cell_text(
     sd, few = f' ± {o.sd:.{digits}f}' if o.n>1 else '', f' (n={o.n:.0f})' if o.n<n else ''
     return f"{o['mean']:.{digits}f}{sd}{few}"
 
-# %% ../nbs/34_statistics.ipynb #6deec35f
+# %% ../nbs/34_statistics.ipynb #4662d521
 def table_parts(
     summary, # As `summarise` gives it
     dataset: str, # Which of its datasets
@@ -300,7 +300,8 @@ def table_parts(
             g = part[(part.backbone==backbone) & (part.mixer==mixer) & (part.variant==variant)].set_index('metric')
             if not len(g): continue
             cells = [cell_text(g.loc[k], g.n.max(), digits) if k in g.index else '–' for k in names]
-            texts.append([backbone, mixer if variant=='main' else f'{mixer}, {variant}', str(g.n.max()), *cells])
+            name = shown_name(mixer)
+            texts.append([backbone, name if variant=='main' else f'{name}, {variant}', str(g.n.max()), *cells])
             bold.append([False]*3 + [k in g.index and bool(g.best[k]) for k in names])
     columns = ['backbone', 'mixer', 'seeds', *names]
     return pd.DataFrame(texts, columns=columns), pd.DataFrame(bold, columns=columns)
