@@ -274,6 +274,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                               'msmix.mixers.NoMix.forward': ('mixers.html#nomix.forward', 'msmix/mixers.py'),
                               'msmix.mixers.NoMix.n_rows': ('mixers.html#nomix.n_rows', 'msmix/mixers.py'),
                               'msmix.mixers.build_mixer': ('mixers.html#build_mixer', 'msmix/mixers.py'),
+                              'msmix.mixers.check_alpha': ('mixers.html#check_alpha', 'msmix/mixers.py'),
                               'msmix.mixers.check_limits': ('mixers.html#check_limits', 'msmix/mixers.py'),
                               'msmix.mixers.check_mixer': ('mixers.html#check_mixer', 'msmix/mixers.py'),
                               'msmix.mixers.check_randomness': ('mixers.html#check_randomness', 'msmix/mixers.py'),

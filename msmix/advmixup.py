@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['attack_loss', 'adversarial_ratios', 'mean_ratio', 'AdvMixUp']
 
-# %% ../nbs/28_advmixup.ipynb #0560143f
+# %% ../nbs/28_advmixup.ipynb #bf683613
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from .core import Latents, Masks, Mixed, UsageError, join_masks, masked_mean, per_row
-from .mixers import Mixer, mix_labels, random_pairs, sample_beta
+from .mixers import Mixer, check_alpha, mix_labels, random_pairs, sample_beta
 
 # %% ../nbs/28_advmixup.ipynb #d0c4d5c3
 def attack_loss(
@@ -46,7 +46,7 @@ def mean_ratio(
     "Mean over features and real steps"
     return (ratio if ratio.dim()==2 else masked_mean(ratio, mask)).float().mean(1, keepdim=True)
 
-# %% ../nbs/28_advmixup.ipynb #947c087a
+# %% ../nbs/28_advmixup.ipynb #7f0000d4
 class AdvMixUp(Mixer):
     "AdvMixUp, a reconstruction from its abstract: ratios per feature, pushed to where the network errs"
     def __init__(self,
@@ -60,7 +60,7 @@ class AdvMixUp(Mixer):
         eta: float=.1, # Size of the adversarial step, in [0,1]; 0 is Mixup at the cut
     ):
         super().__init__(dims, label_range, sequences=sequences, rows=rows, seed=seed)
-        if alpha<=0: raise UsageError(f"alpha={alpha} is not above 0: it is the parameter of a Beta distribution")
+        check_alpha(alpha)
         if not 0<=eta<=1: raise UsageError(f"eta={eta} is outside [0,1]: it is a step of a mixing ratio")
         self.alpha, self.eta = alpha, eta
 

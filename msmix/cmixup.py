@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['kernel_partners', 'CMixup']
 
-# %% ../nbs/29_cmixup.ipynb #df32260f
+# %% ../nbs/29_cmixup.ipynb #3f760a9a
 import torch
 from torch import Tensor
 from .core import Latents, Masks, Mixed, UsageError
-from .mixers import Mixer, sample_beta
+from .mixers import Mixer, check_alpha, sample_beta
 
 # %% ../nbs/29_cmixup.ipynb #ac3cd951
 def kernel_partners(
@@ -25,7 +25,7 @@ def kernel_partners(
     noise = torch.empty_like(logp).exponential_(generator=generator).clamp(min=torch.finfo(logp.dtype).tiny)
     return (logp-noise.log()).argmax(1)
 
-# %% ../nbs/29_cmixup.ipynb #d696cf95
+# %% ../nbs/29_cmixup.ipynb #79124ae7
 class CMixup(Mixer):
     "Mixup with partners of similar label"
     def __init__(self,
@@ -41,7 +41,7 @@ class CMixup(Mixer):
     ):
         super().__init__(dims, label_range, sequences=sequences, rows=rows, seed=seed)
         self.bandwidth, self.alpha, self.per_batch = self.reach/6 if bandwidth is None else bandwidth, alpha, per_batch
-        if alpha<=0: raise UsageError(f"alpha={alpha} is not above 0: it is the parameter of a Beta distribution")
+        check_alpha(alpha)
         if self.bandwidth<=0: raise UsageError(f"bandwidth={bandwidth} is not above 0: it is a width, in units of the label")
 
     def forward(self, z: Latents, y: Tensor, *, mask: Masks|None=None, labels: Latents|None=None, predict=None) -> Mixed:

@@ -182,7 +182,7 @@ def run_one(
     experiment.fit(progress)
     return experiment.save(save_weights)
 
-# %% ../nbs/30a_experiment.ipynb #781bfbcd
+# %% ../nbs/30a_experiment.ipynb #6b6a6b2b
 def predict_file(
     path, # Run file with weights
     data, # Path of a dataset file, or a `synth:` spec
@@ -192,8 +192,8 @@ def predict_file(
     import pandas as pd
     run = load_run(path)
     if run.state is None: raise UsageError(f"{path} holds no weights: train it again with --save-weights")
-    device, recipe = set_up_torch(pick_device(device)), Recipe(**run.config['recipe'])
     trained = run.config
+    device, recipe = set_up_torch(pick_device(device)), Recipe(**trained['recipe'])
     dataset = load_for(recipe, data, run.backbone, device)
     if dataset.sum!=run.data_sum and recipe.standardise:
         warnings.warn(f"{', '.join(recipe.standardise)} of {data} are scaled by its own training split, not by that of the data the run was trained on")

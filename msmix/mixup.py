@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Mixup']
 
-# %% ../nbs/25_mixup.ipynb #42e65aed
+# %% ../nbs/25_mixup.ipynb #869130c9
 from torch import Tensor
-from .core import Latents, Masks, Mixed, UsageError, choose
-from .mixers import Mixer, random_pairs, sample_beta
+from .core import Latents, Masks, Mixed, choose
+from .mixers import Mixer, check_alpha, random_pairs, sample_beta
 
-# %% ../nbs/25_mixup.ipynb #13592243
+# %% ../nbs/25_mixup.ipynb #a34cb752
 class Mixup(Mixer):
     "Random pairs and one ratio for all modalities"
     def __init__(self,
@@ -25,8 +25,7 @@ class Mixup(Mixer):
         at: str='input', # Mix features ('input') or latents ('cut')
     ):
         super().__init__(dims, label_range, sequences=sequences, rows=rows, seed=seed)
-        if alpha<=0: raise UsageError(f"alpha={alpha} is not above 0: it is the parameter of a Beta distribution")
-        self.alpha, self.per_batch, self.at = alpha, per_batch, choose(at, ('input','cut'), 'place to mix')
+        self.alpha, self.per_batch, self.at = check_alpha(alpha), per_batch, choose(at, ('input','cut'), 'place to mix')
 
     def place(self) -> str:
         "Where to mix: 'input' or 'cut'"

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['MSMix']
 
-# %% ../nbs/24_msmix.ipynb #ad2578ed
+# %% ../nbs/24_msmix.ipynb #69f28f3d
 import torch
 from torch import nn, Tensor
 from .core import Latents, Masks, Mixed, UsageError, choose
-from .mixers import Mixer, random_pairs, sample_beta
+from .mixers import Mixer, check_alpha, random_pairs, sample_beta
 from .sass import pairwise_similarity, draw_pairs
 from .sig import IntensityPredictor, CrossIntensity, intensity_weights, mixing_ratios
 from .sal import alignment_loss
 
-# %% ../nbs/24_msmix.ipynb #5dbaf406
+# %% ../nbs/24_msmix.ipynb #ecffaa1f
 class MSMix(Mixer):
     "MS-Mix: pairs that agree, ratios from intensity, intensities aligned with the labels"
     def __init__(self,
@@ -44,7 +44,7 @@ class MSMix(Mixer):
         choose(attend, ('own','modalities'), 'value of attend')
         choose(direction, ('intensity','label'), 'direction of the alignment loss')
         if not 0<=delta<=1: raise UsageError(f"delta={delta} is outside [0,1]: similarities are stretched to that range")
-        if alpha<=0: raise UsageError(f"alpha={alpha} is not above 0: it is the parameter of a Beta distribution")
+        check_alpha(alpha)
         if attend=='modalities' and sequences: raise UsageError("attend='modalities' needs vectors, and these latents are sequences: use attend='own'")
         self.delta, self.ordered, self.fallback, self.alpha = delta, ordered, fallback, alpha
         self.attend, self.signed, self.direction = attend, signed, direction
