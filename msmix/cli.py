@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['parse_value', 'parse_pairs', 'do_list', 'do_prepare', 'do_synth', 'do_embed', 'do_train', 'do_predict', 'do_grid',
            'do_table', 'do_notebook', 'metrics_text', 'mean_sd', 'table_text', 'frames_to_csv', 'frames_to_h5',
-           'write_frames', 'OneLineParser', 'add_train_options', 'add_data_options', 'add_result_options',
-           'make_parser', 'command_names', 'where_raised', 'main']
+           'write_frames', 'OneLineParser', 'add_train_options', 'add_data_options', 'slots', 'add_job_options',
+           'add_result_options', 'make_parser', 'command_names', 'where_raised', 'main']
 
 # %% ../nbs/50_cli.ipynb #8811611b
 import argparse, json, sys
@@ -86,7 +86,8 @@ def do_predict(args):
 def do_grid(args):
     "All runs of a configuration, then its figures"
     from msmix.grid import run_grid
-    run_grid(args.config, args.jobs, args.dry_run)
+    parts_of = 'figures' if args.figures_only else 'runs' if args.no_figures else 'both'
+    run_grid(args.config, args.jobs, args.dry_run, args.rerun, args.only or (), args.profile, parts_of)
 
 # %% ../nbs/50_cli.ipynb #ad044dcb
 def do_table(args):
@@ -99,8 +100,15 @@ def do_table(args):
 # %% ../nbs/50_cli.ipynb #0b0407b2
 def do_notebook(args):
     "Run a notebook with other parameters"
-    from msmix.notebooks import run_notebook
-    print(run_notebook(args.notebook, args.out, parse_pairs(args.parameter, '-p'), log=sys.stdout))
+    parameters = parse_pairs(args.parameter, '-p')
+    if args.state:
+        from msmix.jobs import Limits, run_job
+        limits = Limits(args.memory, *args.gpu_slots, args.slots)
+        run_job(args.notebook, args.out, parameters, args.state, args.makes, args.attempt, limits, sys.stdout)
+    else:
+        from msmix.notebooks import run_notebook
+        run_notebook(args.notebook, args.out, parameters, sys.stdout)
+    print(args.out)
 
 # %% ../nbs/50_cli.ipynb #82d711d4
 def metrics_text(
@@ -207,6 +215,25 @@ def add_data_options(add):
     p.add_argument('file', help='dataset file, changed in place')
     p.add_argument('--model', required=True, help='name or folder of a Hugging Face model')
 
+# %% ../nbs/50_cli.ipynb #79c0d674
+def slots(
+    text: str, # E.g. `1/2`
+) -> tuple[int,int]: # Slots of a GPU, and how many it has
+    "The value of `--gpu-slots`"
+    part, of = map(int, text.split('/'))
+    if not 0<part<=of: raise ValueError
+    return part, of
+
+# %% ../nbs/50_cli.ipynb #af99fd8d
+def add_job_options(p):
+    "Options by which the grid makes a notebook a job, see 35a_jobs"
+    p.add_argument('--state', metavar='FILE', help='how far the job is; the other options need it')
+    p.add_argument('--makes', metavar='FILE', help='what the notebook makes; nothing is done if it is there')
+    p.add_argument('--attempt', type=int, default=1, metavar='N', help='which attempt of this call it is (1)')
+    p.add_argument('--memory', type=int, metavar='MB', help='limit on a CPU')
+    p.add_argument('--gpu-slots', type=slots, default=(1, 1), metavar='N/M', help='N of the M slots of a GPU')
+    p.add_argument('--slots', default='', metavar='DIR', help='where slots of GPUs are taken')
+
 # %% ../nbs/50_cli.ipynb #5346e9d6
 def add_result_options(add):
     "Commands that use results, and those that run notebooks"
@@ -217,7 +244,13 @@ def add_result_options(add):
     p = add('grid', do_grid)
     p.add_argument('config', help='YAML file, or the name of an experiment')
     p.add_argument('-n', '--dry-run', action='store_true', help='only show what would be done')
-    p.add_argument('-j', '--jobs', type=int, metavar='K', help='CPU cores to use at once (all)')
+    p.add_argument('-j', '--jobs', type=int, metavar='K', help='CPU cores to use at once (all), or jobs with a profile')
+    p.add_argument('--only', action='append', metavar='NAME', help='an experiment of the file; repeat for more (all)')
+    p.add_argument('--rerun', action='store_true', help='move runs of another configuration to stale and train again')
+    p.add_argument('--profile', metavar='NAME', help='of a cluster: slurm, kubernetes, or a folder')
+    which = p.add_mutually_exclusive_group()
+    which.add_argument('--no-figures', action='store_true', help='runs only')
+    which.add_argument('--figures-only', action='store_true', help='figures of the runs that are there')
     p = add('table', do_table)
     p.add_argument('dir', help='results folder, or a merged file')
     p.add_argument('--split', default='test', help='train, valid or test (test)')
@@ -225,6 +258,7 @@ def add_result_options(add):
     p.add_argument('notebook', help='notebook with a cell tagged parameters')
     p.add_argument('out', help='executed notebook to write')
     p.add_argument('-p', '--parameter', action='append', metavar='NAME=VALUE', help='a parameter; repeat for more')
+    add_job_options(p.add_argument_group('set by the grid'))
 
 # %% ../nbs/50_cli.ipynb #a49021cd
 def make_parser() -> argparse.ArgumentParser:
