@@ -51,8 +51,8 @@ def shown_name(
 # %% ../nbs/05_names.ipynb #4a963dde
 DATASETS = ('mosi', 'mosei', 'sims', 'mosi-open')
 
-# %% ../nbs/05_names.ipynb #8e816d0e
-EXPERIMENTS = ('reproduce', 'mosi_open', 'mosi_open_backbones', 'mosi_open_mixers', 'ablation', 'sensitivity')
+# %% ../nbs/05_names.ipynb #b8f11072
+EXPERIMENTS = ('reproduce', 'mosi_open', 'paper')
 
 # %% ../nbs/05_names.ipynb #ccb09526
 def all_names() -> dict: # Lists of names by kind
