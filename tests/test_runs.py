@@ -141,8 +141,8 @@ def test_the_grid_makes_every_run_once_and_takes_up_what_is_missing(grid, tmp_pa
     assert a.stat().st_mtime_ns == times[0] and b.stat().st_mtime_ns > times[1]
     grid(variants={'main': {'max_epochs': 2}})
     code, out, err = msmix_in(tmp_path, 'grid', config, '-j', 2)
-    assert code == 2 and 'holds a run of another configuration' in err.splitlines()[-1]
-    assert a.stat().st_mtime_ns == times[0]
+    assert code == 2 and '2 run files hold a run of another configuration' in err.splitlines()[-1] and '--rerun' in err.splitlines()[-1]
+    assert f'{a} holds a run of another configuration (different recipe)' in out and a.stat().st_mtime_ns == times[0]
 
 
 def test_a_failed_run_is_listed_and_the_others_go_on(grid, tmp_path):
@@ -152,6 +152,7 @@ def test_a_failed_run_is_listed_and_the_others_go_on(grid, tmp_path):
     assert code == 1 and (runs/'main'/'1.h5').is_file() and not (runs/'wild'/'1.h5').exists()
     assert f"failed: {runs/'wild'/'1.h5'}" in out and 'nan' in out.lower() and str(notebooks/'wild'/'1.ipynb') in out
     assert (notebooks/'wild'/'1.ipynb').is_file()
+    assert 'made 1, failed 1, not started 0' in out and '(done 1 · running 0 · failed 1 · left 0' in out
     assert '1 runs or figures are missing' in err.splitlines()[-1]
 
 
