@@ -89,7 +89,8 @@ def _execute(notebook, out, parameters, stream, first):
                              stdout_file=stream, stderr_file=stream, extra_arguments=options)
     except pm.PapermillExecutionError as e:
         if e.ename=='UsageError': raise UsageError(e.evalue) from e
-        kind = OutOfMemory if lacks_memory(e.ename, e.evalue) else RunFailed
+        silent = e.ename=='CellExecutionError' and not e.evalue      # the kernel failed outside of the cell
+        kind   = OutOfMemory if silent or lacks_memory(e.ename, e.evalue) else RunFailed
         raise kind(f"{e.ename}: {e.evalue} {seen}".replace('\n', ' ')) from e
     except RuntimeError as e:
         kind = OutOfMemory if 'kernel' in str(e).lower() and 'died' in str(e).lower() else RunFailed
