@@ -9,12 +9,13 @@ NOTEBOOKS ?= $(sort $(wildcard nbs/*.ipynb nbs/figures/*.ipynb nbs/notes/*.ipynb
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup reproduce test readme notebooks export clean-notebooks hooks clean
+.PHONY: help setup reproduce test test-slurm readme notebooks export clean-notebooks hooks clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make reproduce        the grid on synthetic data, its table and its figure (results/reproduce)'
 	@echo 'make test             every check and every notebook'
+	@echo 'make test-slurm       a grid on a Slurm cluster of one node, set up here as root from Debian packages'
 	@echo 'make readme           README.md from nbs/index.ipynb'
 	@echo 'make notebooks        execute and clean all notebooks but the training notebook, in place'
 	@echo 'make export           notebooks to msmix/*.py'
@@ -41,6 +42,12 @@ test: export HF_HUB_OFFLINE := 1
 test: export OMP_NUM_THREADS := 1
 test: $(READY)
 	@python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+
+# The executor for Slurm comes on top of what the other targets need.
+test-slurm: export HF_HUB_OFFLINE := 1
+test-slurm: $(READY)
+	@python -m pip install --quiet --constraint constraints.txt --editable '.[workflow,slurm]'
+	@python -m pytest tests/test_slurm.py -m slurm $(ARGS)
 
 readme: $(READY)
 	@python -c 'from msmix.docs import write_readme; print(write_readme())'

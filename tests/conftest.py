@@ -36,3 +36,10 @@ def refused(msmix):
         assert err.splitlines()[-1] == lines[0] and 'Traceback' not in err
         assert message in lines[0]
     return call
+
+
+def pytest_collection_modifyitems(config, items):
+    "Tests marked `slurm` run only when asked for: pytest -m slurm"
+    if 'slurm' in config.option.markexpr: return
+    for o in items:
+        if o.get_closest_marker('slurm'): o.add_marker(pytest.mark.skip(reason='make test-slurm'))

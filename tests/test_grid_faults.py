@@ -1,5 +1,5 @@
 "What a grid survives: killed runs, kernels and grids, a full disk, a broken file, a second grid, want of memory. After a resume its results are those of an undisturbed one"
-import os, random, re, signal, subprocess, sys, time
+import os, random, re, subprocess, sys, time
 from pathlib import Path
 import psutil
 import pytest
@@ -175,3 +175,4 @@ def test_want_of_memory_is_tried_again_with_more_and_nothing_else_is(grid):
     wild = g.log('none', 'wild').read_text()
     assert said.count(f"failed: {g.run('none', 'wild')}: ") == 1 and 'nan after epoch 1' in said
     assert wild.count('its limit is 300 MB') == 1 and wild.count('msmix: RunFailed: the validation loss is nan') == 2 and wild.count('0/3') == 1
+    assert 'the validation loss is nan' in (g.results/'notebooks'/'synth-mosi'/'lmf'/'none'/'wild'/'1.ipynb').read_text()
