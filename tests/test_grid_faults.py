@@ -174,5 +174,6 @@ def test_want_of_memory_is_tried_again_with_more_and_nothing_else_is(grid):
     assert log.count('its limit is 300 MB') == 1 and log.count('1/1') > 0
     wild = g.log('none', 'wild').read_text()
     assert said.count(f"failed: {g.run('none', 'wild')}: ") == 1 and 'nan after epoch 1' in said
-    assert wild.count('its limit is 300 MB') == 1 and wild.count('msmix: RunFailed: the validation loss is nan') == 2 and wild.count('0/3') == 1
+    trained, again = wild.split('msmix: RunFailed: the validation loss is nan')[:2]
+    assert wild.count('its limit is 300 MB') == 1 and '0/3' in trained and '0/3' not in again and wild.count('msmix: RunFailed') == 2
     assert 'the validation loss is nan' in (g.results/'notebooks'/'synth-mosi'/'lmf'/'none'/'wild'/'1.ipynb').read_text()
