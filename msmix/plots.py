@@ -157,22 +157,21 @@ def interval_legend(
             Line2D([], [], color='.2', lw=1.3, ls=(0,(2,1)), label='95 % two-level bootstrap (seeds, clips)')]
     return target.legend(handles=keys[:2+bootstrap], **kwargs)
 
-# %% ../nbs/40_plots.ipynb #0f6a0b14
+# %% ../nbs/40_plots.ipynb #ca41b535
 def radar_axes(
     ax, # Polar axes
     names, # Axes, clockwise from the top
     limits, # Lowest and highest ratio
-    rings, # Ratios with a ring of their own; 1 is drawn thick in any case
+    rings, # Ratios with a ring of their own, 1 among them
 ):
     "Draw the axes of a radar chart"
     turn = np.linspace(0, 2*np.pi, 181)
     ax.set_theta_zero_location('N')
     ax.set_theta_direction(-1)
-    ax.set(ylim=limits, xticks=2*np.pi*np.arange(len(names))/len(names), xticklabels=names, yticks=rings)
-    ax.set_rlabel_position(180/len(names))
+    ax.set(ylim=limits, xticks=2*np.pi*np.arange(len(names))/len(names), xticklabels=names, yticks=rings, yticklabels=[])
     ax.tick_params('x', labelsize=7, pad=-2)
-    ax.tick_params('y', labelsize=6, labelcolor='.3')
-    for o in ax.get_yticklabels(): o.set(bbox=dict(fc='w', ec='none', alpha=.7, pad=.4), zorder=5)
+    box = dict(fc='w', ec='none', alpha=.75, pad=.3)
+    for o in rings: ax.text(np.pi/len(names), o, f'{o:.3g}', fontsize=6, color='.25', ha='center', va='center', bbox=box, zorder=6)
     ax.grid(color='.85', lw=.6)
     ax.spines['polar'].set_visible(False)
     ax.plot(turn, np.ones_like(turn), color=mixer_look('msmix')['color'], lw=2.4, zorder=2)
@@ -198,7 +197,7 @@ def plot_radar(
     ax.vlines(at, clip(low), clip(high), color='.2', lw=1.5, zorder=3)
     ax.plot(np.append(at, 2*np.pi), clip(ratio[ring]), color='.1', marker=marker, ms=4.5, lw=1, zorder=4)
 
-# %% ../nbs/40_plots.ipynb #5193705e
+# %% ../nbs/40_plots.ipynb #61ec456c
 def ratio_limits(
     *values, # Ratios and ends of intervals
     far: float=.25, # What lies farther from 1 than this is drawn at the edge
@@ -208,8 +207,8 @@ def ratio_limits(
     every = np.concatenate([np.ravel(o) for o in values] + [[1.]]).astype(float)
     every = np.clip(every[np.isfinite(every)], 1-far, 1+far)
     pad = .08*max(np.ptp(every), .01)
-    low, high = every.min()-4*pad, every.max()+pad        # room in the middle, where the axes meet
-    return (low, high), [o for o in MaxNLocator(4).tick_values(every.min(), every.max()) if low<o<high]
+    low, high = every.min()-3*pad, every.max()+pad        # room in the middle, where the axes meet
+    return (low, high), [1+o for o in MaxNLocator(4).tick_values(every.min()-1, every.max()-1) if low<1+o<high]
 
 # %% ../nbs/40_plots.ipynb #47599c41
 def plot_curve(
