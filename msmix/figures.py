@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_SOURCE', 'PUBLISHED_RATIOS', 'example_grid', 'missing_of', 'Gathered', 'gather', 'published_ratios',
-           'published_panel']
+           'published_panel', 'setting_of', 'rest_of']
 
-# %% ../nbs/41_figures.ipynb #2a5d0278
-import io, itertools, tempfile
+# %% ../nbs/41_figures.ipynb #7e31c3ed
+import inspect, io, itertools, json, tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 import pandas as pd
-from .names import UsageError
+from .names import MIXERS, UsageError, resolve
 from .results import asked_for, example_run, identity, iter_runs, missing_runs, runs_frame, save_run
 
 # %% ../nbs/41_figures.ipynb #ae4586e4
@@ -126,3 +126,29 @@ def published_panel(
     "The published panel whose corpus the name of a dataset speaks of, whatever its features"
     parts = dataset.lower().replace('_', '-').split('-')
     return next((o for o in ('mosei','mosi','sims') if o in parts), None)
+
+# %% ../nbs/41_figures.ipynb #d3eac412
+def setting_of(
+    run, # A `Run`
+    path: str, # E.g. `mix_weight`, `aux_weights.sal`, `mixer.delta`
+): # None: not in the recipe, nor a default of the mixer
+    "A setting of the recipe, or the mixer's default"
+    value = run.config.get('recipe', {})
+    for o in path.split('.'): value = value.get(o) if isinstance(value, dict) else None
+    if value is not None or not path.startswith('mixer.') or run.mixer not in MIXERS: return value
+    known = inspect.signature(resolve(run.mixer, MIXERS, 'mixer')).parameters.get(path.split('.')[1])
+    return None if known is None else known.default
+
+# %% ../nbs/41_figures.ipynb #c86677a7
+def rest_of(
+    run, # A `Run`
+    paths, # Settings
+) -> dict:
+    "Its recipe without these settings, to see whether two runs differ in anything else"
+    recipe = json.loads(json.dumps(run.config.get('recipe', {})))
+    for path in paths:
+        *folders, name = path.split('.')
+        part = recipe
+        for o in folders: part = part.get(o, {})
+        part.pop(name, None)
+    return recipe
