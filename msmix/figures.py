@@ -32,19 +32,22 @@ def example_grid(
         run = replace(run, config=config, identity=identity(config, run.data_sum, run.code_sum))
         save_run(change(run) if change else run, folder)
 
-# %% ../nbs/41_figures.ipynb #e916a12e
+# %% ../nbs/41_figures.ipynb #5123ce3b
 def missing_of(
     frame, # As `load_runs` gives it
     backbones=(), mixers=(), seeds=(), variants=(), # What was asked for; empty: what is there
 ) -> pd.DataFrame: # dataset, backbone, mixer, variant, seed
     "Runs that were asked for, or that siblings have, and that are not there; whole variants among them"
-    lost = missing_runs(frame, backbones, mixers, seeds)
-    rows = []
-    for dataset,g in frame.groupby('dataset'):
-        sides = [list(asked) or sorted(g[k].unique()) for k,asked in (('backbone',backbones), ('mixer',mixers), ('seed',seeds))]
-        gone  = [o for o in variants if o not in set(g.variant)]
-        rows += [(dataset,b,m,v,s) for v in gone for b,m,s in itertools.product(*sides)]
-    return pd.DataFrame([*lost.itertuples(index=False, name=None), *rows], columns=lost.columns)
+    if not variants: return missing_runs(frame, backbones, mixers, seeds)
+    want, keys = [], ['dataset', 'backbone', 'mixer', 'variant', 'seed']
+    have = set(frame[keys].itertuples(index=False, name=None))
+    either = lambda part, whole: part if len(part) else whole
+    for (dataset,g),v in itertools.product(frame.groupby('dataset'), variants):
+        own = either(g[g.variant==v], g)
+        for b in backbones or sorted(own.backbone.unique()):
+            side, seen = either(own[own.backbone==b], own), either(g[g.backbone==b], g)
+            want += itertools.product([dataset], [b], mixers or sorted(side.mixer.unique()), [v], seeds or sorted(seen.seed.unique()))
+    return pd.DataFrame([o for o in want if o not in have], columns=keys)
 
 # %% ../nbs/41_figures.ipynb #857eef84
 @dataclass
