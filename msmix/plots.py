@@ -193,7 +193,7 @@ def radar_axes(
     ax.spines['polar'].set_visible(False)
     ax.plot(turn, np.ones_like(turn), color=mixer_look('msmix')['color'], lw=2.4, zorder=2)
 
-# %% ../nbs/40_plots.ipynb #4be740a4
+# %% ../nbs/40_plots.ipynb #673947f4
 def plot_radar(
     ax, # Polar axes, from `radar_axes`
     ratio, # One per axis, NaN where there is none, `(A,)`
@@ -211,7 +211,8 @@ def plot_radar(
         if np.isfinite([*low[two], *high[two]]).all():
             corners = [*zip([at[i], at[i]+2*np.pi/A], clip(high[two])), *zip([at[i]+2*np.pi/A, at[i]], clip(low[two[::-1]]))]
             ax.fill(*zip(*corners), color='.82', lw=0, zorder=1)
-    ax.vlines(at, clip(low), clip(high), color='.2', lw=1.5, zorder=3)
+    sure = np.isfinite(low+high)
+    ax.vlines(at[sure], clip(low[sure]), clip(high[sure]), color='.2', lw=1.5, zorder=3)
     ax.plot(np.append(at, 2*np.pi), clip(ratio[ring]), color='.1', marker=marker, ms=4.5, lw=1, zorder=4)
 
 # %% ../nbs/40_plots.ipynb #61ec456c
