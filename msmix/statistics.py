@@ -239,7 +239,7 @@ def compare(
     columns = [*keys, 'n', 'mean', 'low', 'high', 'boot_low', 'boot_high', 'correlation', 'effect', 'p']
     return judged(pd.DataFrame(rows, columns=columns))
 
-# %% ../nbs/34_statistics.ipynb #11ea6035
+# %% ../nbs/34_statistics.ipynb #6ffde08b
 def conclusion(
     comparison, # As `compare` gives it
 ) -> str:
@@ -257,7 +257,7 @@ def conclusion(
     family = c[tested].groupby([o for o in FAMILY if o in c]).n.agg(['size','max'])
     mute = sum(fewest_seeds(k)>n for k,n in family.itertuples(index=False))
     text += (f" Of {tested.sum()} with {FEWEST_FOR_TEST} seeds or more, {good} {'is' if good==1 else 'are'} significantly better "
-             f"and {bad} significantly worse after Holm's correction within each of {len(family)} families; "
+             f"and {bad} significantly worse after Holm's correction within a family ({len(family)} of them); "
              "were there no difference at all, up to one family in 20 would show one.")
     return text + f' In {mute} of them the seeds are too few for any p to survive the correction.' * bool(mute)
 
