@@ -134,6 +134,19 @@ def test_a_killed_run_goes_on_from_its_checkpoint(grid, undisturbed):
     assert run_differences(g.run('none'), undisturbed['none']) == []
 
 
+def test_runs_that_outlive_snakemake_are_waited_for(grid, undisturbed):
+    g = grid(mixers=['none'])
+    process = g.start()
+    wait_for(lambda: trains(g, 'none'), process)
+    for o in below(process, '-m snakemake'): o.kill()
+    assert process.wait(LIMIT) == 1
+    code, said = g.call()
+    assert code == 0, said
+    from msmix.results import run_differences
+    assert run_differences(g.run('none'), undisturbed['none']) == []
+    assert 'goes on from epoch' not in g.log('none').read_text()
+
+
 def test_a_broken_file_is_made_again_and_two_grids_make_every_run_once(grid, undisturbed):
     g = grid()
     g.run('none').parent.mkdir(parents=True)
