@@ -249,6 +249,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                             'msmix.grid.settle_runs': ('grid.html#settle_runs', 'msmix/grid.py'),
                             'msmix.grid.show_plan': ('grid.html#show_plan', 'msmix/grid.py'),
                             'msmix.grid.snakemake_command': ('grid.html#snakemake_command', 'msmix/grid.py'),
+                            'msmix.grid.source_of': ('grid.html#source_of', 'msmix/grid.py'),
                             'msmix.grid.train_notebook': ('grid.html#train_notebook', 'msmix/grid.py')},
             'msmix.jobs': { 'msmix.jobs.Job': ('jobs.html#job', 'msmix/jobs.py'),
                             'msmix.jobs.Job.state': ('jobs.html#job.state', 'msmix/jobs.py'),

@@ -6,7 +6,7 @@
 __all__ = ['PART', 'RESOURCES', 'REQUIRED', 'DEFAULTS', 'PICTURE', 'FIGURES', 'parts', 'check_config', 'project_root',
            'config_path', 'read_config', 'data_path', 'train_notebook', 'run_job_of', 'plan', 'figure_files',
            'figure_notebook', 'Figure', 'figure_jobs', 'check_data', 'check_settings', 'data_spec', 'Head', 'run_head',
-           'code_of', 'run_faults', 'encoder_identity', 'Stale', 'check_runs', 'move_aside', 'settle_runs',
+           'source_of', 'code_of', 'run_faults', 'encoder_identity', 'Stale', 'check_runs', 'move_aside', 'settle_runs',
            'run_resources', 'machine_resources', 'job_limits', 'lock_folder', 'check_all', 'clear_way', 'end_with',
            'profile_folder', 'snakemake_command', 'run_snakemake', 'note_runs', 'outdated', 'draw', 'show_plan',
            'report', 'run_grid']
@@ -329,15 +329,24 @@ def run_head(
             return Head(str(f.attrs['identity']), json.loads(f.attrs['config']).get('recipe'), str(f.attrs['data_sum']), str(f.attrs['code_sum']))
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError): return None
 
+# %% ../nbs/36_grid.ipynb #be05c573
+@cache
+def source_of(
+    module: str, # Name below msmix
+) -> str:
+    "What counts of a module's text; read once in a process"
+    from msmix.results import module_source
+    return module_source(module)
+
 # %% ../nbs/36_grid.ipynb #ba03a6b4
 @cache
 def code_of(
     backbone: str, mixer: str, # Names
-) -> str:
-    "`code_sum` of what trains them; computed once in a process"
+) -> str: # As `msmix.results.code_sum`
+    "The sum of the code that trains them"
     from msmix.experiment import training_modules
-    from msmix.results import code_sum
-    return code_sum(training_modules(backbone, mixer))
+    from msmix.results import sha256
+    return sha256(*(part for o in sorted(set(training_modules(backbone, mixer))) for part in (o, source_of(o))))
 
 # %% ../nbs/36_grid.ipynb #f41b721d
 def run_faults(

@@ -82,9 +82,9 @@ def make_folder(
 
 # %% ../nbs/35_notebooks.ipynb #7a7d2bf2
 def _execute(notebook, out, parameters, stream, first):
-    "papermill proper, with a kernel that says errors only; those of cells become `UsageError`, `OutOfMemory` or `RunFailed`"
+    "papermill proper, with a kernel that keeps quiet; errors of cells become `UsageError`, `OutOfMemory` or `RunFailed`"
     pm, seen = _quiet_papermill(), f"(executed notebook: {out})"
-    options = ['--log-level=ERROR', *([f'--IPKernelApp.exec_lines={first}'] if first else [])]
+    options = ['--log-level=CRITICAL', *([f'--IPKernelApp.exec_lines={first}'] if first else [])]
     try: pm.execute_notebook(str(notebook), str(out), parameters=parameters, progress_bar=False,
                              stdout_file=stream, stderr_file=stream, extra_arguments=options)
     except pm.PapermillExecutionError as e:

@@ -7,7 +7,7 @@ import yaml
 
 SEED  = int(os.environ.get('MSMIX_FAULT_SEED', random.SystemRandom().randrange(10**6)))   # of the moments at which something is killed
 MSMIX = Path(sys.executable).parent/'msmix'
-WORK  = {'max_epochs': 60, 'patience': 60, 'batch_size': 4}
+WORK  = {'max_epochs': 40, 'patience': 40, 'batch_size': 4}
 MIXERS, LIMIT = ('none', 'msmix'), 240 # seconds that anything may take
 
 
@@ -87,7 +87,7 @@ def below(process, *words):
 
 def driver_of(process, mixer): return [o for o in below(process, 'notebook', f'/{mixer}/main/1.h5') if 'python' in o.name() or 'msmix' in o.name()]
 def has_ended(o): return not o.is_running() or o.status() == psutil.STATUS_ZOMBIE
-def trains(grid, mixer): return grid.log(mixer).exists() and re.search(r'[1-9]\d*/60', grid.log(mixer).read_text(errors='replace'))
+def trains(grid, mixer): return grid.log(mixer).exists() and re.search(r'[1-9]\d*/40', grid.log(mixer).read_text(errors='replace'))
 
 
 def test_a_killed_run_and_a_killed_kernel_are_made_again(grid, undisturbed, moment):
