@@ -126,7 +126,7 @@ def embed(
     return (places[:len(a)], y[0][a]), (places[len(a):], y[1][b])
 
 # %% ../nbs/44_traces.ipynb #c31
-SIGNS = {-1: ('negative', '#0173b2'), 0: ('neutral', '.75'), 1: ('positive', '#de8f05')}
+SIGNS = {-1: ('negative', '#0173b2', 'o', 'v'), 0: ('neutral', '.75', '.', 's'), 1: ('positive', '#de8f05', '+', '^')} # shown as, color, marks
 
 # %% ../nbs/44_traces.ipynb #c32
 def plot_signs(
@@ -134,12 +134,11 @@ def plot_signs(
     ax, # Axes
     neutral: bool=True, # False: rows without a sign are left out
 ):
-    "Clean rows as small dots, mixed ones as open triangles, by sign"
+    "Clean rows as small marks, mixed ones as open shapes, by sign"
     for s in (0,-1,1)[not neutral:]:
-        color, up = SIGNS[s][1], s>=0
-        for (p,y),look in ((clean, dict(s=7, marker='o', color=color, lw=0, alpha=.7)),
-                           (mixed, dict(s=17, marker='^' if up else 'v', facecolor='none', edgecolor=color, lw=.7))):
-            ax.scatter(*p[np.sign(y)==s].T, **look)
+        _, color, small, large = SIGNS[s]
+        ax.scatter(*clean[0][np.sign(clean[1])==s].T, s=8, marker=small, color=color, lw=.7 if small=='+' else 0, alpha=.75)
+        ax.scatter(*mixed[0][np.sign(mixed[1])==s].T, s=17, marker=large, facecolor='none', edgecolor=color, lw=.7)
     ax.set(xticks=[], yticks=[])
     for o in ax.spines.values(): o.set(visible=True, color='.7')
     return ax
@@ -152,9 +151,9 @@ def sign_key(
 ):
     "The key of `plot_signs`"
     from matplotlib.lines import Line2D
-    dot  = lambda s: Line2D([], [], ls='', marker='o', ms=3.5, color=SIGNS[s][1], label=SIGNS[s][0])
-    open = lambda s: Line2D([], [], ls='', marker='^' if s>=0 else 'v', ms=4.5, mfc='none', color=SIGNS[s][1], mew=.8, label=f'{SIGNS[s][0]} (mixed)')
-    return target.legend(handles=[f(s) for f in (dot, open) for s in ((-1,0,1) if neutral else (-1,1))], **kwargs)
+    keys = [Line2D([], [], ls='', marker=SIGNS[s][2+k], color=SIGNS[s][1], ms=(3.5,4.5)[k], mfc=('none' if k else SIGNS[s][1]), mew=.8,
+                   label=SIGNS[s][0]+' (mixed)'*k) for s in ((-1,0,1) if neutral else (-1,1)) for k in (0,1)]
+    return target.legend(handles=keys, **kwargs)
 
 # %% ../nbs/44_traces.ipynb #c37
 def course(
