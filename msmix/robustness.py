@@ -31,7 +31,9 @@ def example_hidden(
     subsets = [o for n in range(1, len(names)) for o in itertools.combinations(names, n)]
     cases = [((m,), p) for m in names for p in shares] + [(tuple(names), p) for p in shares] + [(o, 1.) for o in subsets]
     clear = run.predictions[split]
-    part = lambda ms, p: clear | {'pred': clear['pred']*(1-p*sum(own[m] for m in ms))}
+    def part(ms, p):
+        q = p*sum(own[m] for m in ms)
+        return clear | {'pred': (1-q)*clear['pred'] + q/2}
     return replace(run, predictions=run.predictions | {hidden_name(split, ms, p): part(ms, p) for ms,p in cases})
 
 # %% ../nbs/43_robustness.ipynb #c08
@@ -76,14 +78,16 @@ def curve_mean(
 def curve_rows(
     hidden, # As `hidden_frame` gives it
     metric: str, # One of `METRICS`
-) -> pd.DataFrame: # `KEYS`, hidden, shares, start, mean, change
+) -> pd.DataFrame: # `KEYS`, hidden, shares, start, change, mean
     "Mean and change of every curve below the share 1; runs that lack shares which others of their backbone have are left out"
     part = hidden[(hidden.share<1) & hidden[metric].notna()]
-    rows = [(*key, len(g), float(g[metric][g.share==0].iloc[0]), curve_mean(g.share, g[metric]))
-            for key,g in part.groupby(HIDDEN[:-1]) if (g.share==0).any() and len(g)>1]
-    out = pd.DataFrame(rows, columns=[*HIDDEN[:-1], 'shares', 'start', 'mean'])
+    rows = []
+    for key,g in part.groupby(HIDDEN[:-1]):
+        start = g[metric][g.share==0]
+        if len(start) and len(g)>1: rows.append((*key, len(g), start.iloc[0], curve_mean(g.share, g[metric]-start.iloc[0])))
+    out = pd.DataFrame(rows, columns=[*HIDDEN[:-1], 'shares', 'start', 'change'])
     whole = out.groupby(['dataset','backbone','variant','hidden']).shares.transform('max')==out.shares
-    return out.assign(change=out['mean']-out.start)[whole].reset_index(drop=True)
+    return out.assign(mean=out.start+out.change)[whole].reset_index(drop=True)
 
 # %% ../nbs/43_robustness.ipynb #c21
 def train_share(
@@ -200,9 +204,10 @@ def line_look(
 ) -> dict: # color, marker, ls, and more for `plot`
     "How a mixer's line is drawn"
     look = mixer_look(name)
+    light = np.dot(look['color'][:3], (.3,.59,.11))>.7      # yellow on white
     k = MIXER_ORDER.index(name) if name in MIXER_ORDER else sum(map(ord, name)) % len(DASHES)
     strong = name in ('none', 'msmix')
-    return dict(color='.25' if name=='none' else look['color'], marker=look['marker'], ls=DASHES[k], ms=4.5 if strong else 3.8,
+    return dict(color='.25' if name=='none' else tuple(.72*np.array(look['color'])) if light else look['color'], marker=look['marker'], ls=DASHES[k], ms=4.5 if strong else 3.8,
                 lw=1.6 if strong else 1, mec='w', mew=.4, zorder=4 if strong else 3)
 
 # %% ../nbs/43_robustness.ipynb #c49
@@ -243,6 +248,7 @@ def plot_dots(
             o, y = found.loc[key], i if own else i + .8*((k+.5)/len(mixers)-.5)
             if np.isfinite(o.low): ax.hlines(y, o.low, o.high, color=look['color'], lw=1, zorder=2)
             ax.plot(o['mean'], y, **look | dict(ls=''))
+    ax.locator_params(axis='x', nbins=5)
     ax.set(yticks=range(len(rows)), yticklabels=list(rows.values()), ylim=(len(rows)-.5, -.5))
     return ax
 
