@@ -42,6 +42,7 @@ class Mixed(NamedTuple):
     lam: Tensor|None = None     # Ratio of the label: `y = lam*y_i + (1-lam)*y_j`, `(N,1)`
     labels: Latents|None = None # Labels per modality, where the dataset has them
     aux: dict = {}              # Losses by name (MS-Mix: `sal`)
+    seen: dict = {}             # What is worth watching over training, by name: ratios `lam_<modality>`, intensities; `(n,)` or `(n,1)`
 
 # %% ../nbs/00_core.ipynb #bb90e179
 def length_mask(
@@ -87,7 +88,7 @@ def stack_rows(
     return {m: None if a[m] is None else torch.cat([a[m], b[m]]) for m in a}
 
 # %% ../nbs/00_core.ipynb #b191bcf1
-STREAMS = ('weights', 'batches', 'mixer', 'dropout')
+STREAMS = ('weights', 'batches', 'mixer', 'dropout', 'subset', 'occlusion')
 
 # %% ../nbs/00_core.ipynb #95601dcf
 def stream_seed(

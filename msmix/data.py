@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPLITS', 'KINDS', 'Header', 'check_header', 'flat', 'check_table', 'scan', 'check_range', 'read_small', 'token_mask',
            'check_splits', 'content_sum', 'check_sum', 'new_file', 'write_split', 'write_dataset', 'read_header',
-           'open_dataset', 'check_dataset', 'Batch', 'Split', 'epoch_batches', 'read_features', 'standardise_',
-           'Dataset', 'fits', 'read_split', 'load_dataset']
+           'open_dataset', 'check_dataset', 'Batch', 'Split', 'epoch_batches', 'read_features', 'standardise_', 'fits',
+           'Dataset', 'read_split', 'load_dataset']
 
 # %% ../nbs/01_data.ipynb #324fff95
 import hashlib
@@ -15,7 +15,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 import h5py
@@ -393,12 +393,19 @@ class Split:
         labels = None if self.labels is None else {m:self.rows(o, index) for m,o in self.labels.items()}
         return Batch(x, mask, self.rows(self.y, index), labels)
 
+    def each(self, change:Callable) -> 'Split':
+        "The split with `change` applied to each of its tensors"
+        of = lambda o: None if o is None else {m:change(t) for m,t in o.items()} if isinstance(o, dict) else change(o)
+        return replace(self, **{k:of(getattr(self, k)) for k in ('x','lengths','y','labels','token_ids','token_mask')})
+
     def to(self, device, resident:bool=True) -> 'Split':
         "Tensors moved to `device`; with `resident=False` they stay and every batch is moved"
         device = torch.device(device)
-        if not resident: return replace(self, target=device)
-        move = lambda o: None if o is None else {m:t.to(device) for m,t in o.items()} if isinstance(o, dict) else o.to(device)
-        return replace(self, target=None, **{k:move(getattr(self, k)) for k in ('x','lengths','y','labels','token_ids','token_mask')})
+        return replace(self.each(lambda o: o.to(device)), target=None) if resident else replace(self, target=device)
+
+    def select(self, index:Tensor) -> 'Split':
+        "The clips with the given numbers, as a split"
+        return replace(self.each(lambda o: o.index_select(0, index.to(o.device))), id=[self.id[k] for k in index.tolist()])
 
     def nbytes(self) -> int:
         "Memory of the features"
@@ -425,13 +432,15 @@ def read_features(
     where: str, # Named in the message
     sums: dict|None=None, # Gets the SHA-256 of the array
     pool: bool=False, # Average over the real steps
+    keep: Tensor|None=None, # Steps that are not set to zero, `(N,L)` bool; None: all
 ) -> Tensor: # `(N,L,d)`, or `(N,1,d)` if pooled
-    "The features of one modality as float32, zero beyond the lengths"
+    "The features of one modality as float32, zero beyond the lengths and where they are not kept"
     N,L,d = a.shape
     x,n = torch.empty(N, 1 if pool else L, d),torch.from_numpy(lengths)
     for i,b in scan(a, key, where, sums):
         b,rows = torch.tensor(b) if not b.flags.writeable else torch.from_numpy(b),slice(i, i+len(b))
         mask = length_mask(n[rows], L)
+        if keep is not None: b = b*keep[rows,:,None]
         if pool: x[rows] = masked_mean(b, mask)[:,None]
         else: torch.mul(b, mask[...,None], out=x[rows])
     return x
@@ -440,8 +449,8 @@ def read_features(
 def standardise_(
     splits: dict[str,Split],
     m: str, # Modality
-):
-    "Scale modality `m` of all splits, in place, by statistics of the real training steps"
+) -> tuple[Tensor,Tensor]: # $\mu$ and $1/\sigma$, `(d,)`
+    "Scale modality `m` of all splits, in place, by statistics of the real training steps, which are returned"
     x,n = splits['train'].x[m],splits['train'].lengths[m]
     parts = lambda s: zip(s.x[m].split(512), length_mask(s.lengths[m], s.x[m].shape[1])[...,None].split(512))
     mean = sum(o.double().sum((0,1)) for o in x.split(512)) / n.sum()
@@ -450,6 +459,16 @@ def standardise_(
     scale  = torch.where(varies, 1/std, 0).float()
     for s in splits.values():
         for o,k in parts(s): o.sub_(mean.float()).mul_(scale).mul_(k)
+    return mean.float(), scale
+
+# %% ../nbs/01_data.ipynb #dd086e71
+def fits(
+    nbytes: int, # Size of the set
+    device: torch.device,
+    share: float=.5, # Of the free memory
+) -> bool:
+    "Whether the set should live on the device"
+    return device.type != 'cuda' or nbytes <= share*torch.cuda.mem_get_info(device)[0]
 
 # %% ../nbs/01_data.ipynb #88873787
 @dataclass
@@ -463,6 +482,8 @@ class Dataset:
     synthetic: bool
     sum: str                     # Content sum of what was read
     splits: dict[str,Split]
+    pooled: tuple[str,...] = ()  # Modalities that were averaged over time on reading
+    scaling: dict[str,tuple[Tensor,Tensor]] = field(default_factory=dict)  # Standardised modality -> $\mu$, $1/\sigma$
 
     @property
     def dims(self) -> dict[str,int]:
@@ -474,14 +495,12 @@ class Dataset:
         "Padded length of each modality"
         return {m:o.shape[1] for m,o in self.splits['train'].x.items()}
 
-# %% ../nbs/01_data.ipynb #dd086e71
-def fits(
-    nbytes: int, # Size of the set
-    device: torch.device,
-    share: float=.5, # Of the free memory
-) -> bool:
-    "Whether the set should live on the device"
-    return device.type != 'cuda' or nbytes <= share*torch.cuda.mem_get_info(device)[0]
+    def to(self, device) -> 'Dataset':
+        "The splits on `device` if they fit there, else in host memory with batches that are moved"
+        device = torch.device(device)
+        stay = fits(sum(o.nbytes() for o in self.splits.values()), device)
+        return replace(self, splits={s: o.to(device, resident=stay) for s,o in self.splits.items()},
+                       scaling={m: tuple(o.to(device if stay else o.device) for o in v) for m,v in self.scaling.items()})
 
 # %% ../nbs/01_data.ipynb #2d5e2fbe
 def read_split(
@@ -520,9 +539,6 @@ def load_dataset(
     shapes = {s:{m:tuple(x.shape[1:]) for m,x in o.x.items()} for s,o in splits.items()}
     check_splits(shapes, {s:o.id for s,o in splits.items()}, where)
     found = check_sum(header, sums, where)
-    for m in standardise: standardise_(splits, m)
-    device = torch.device(device)
-    stay   = fits(sum(o.nbytes() for o in splits.values()), device)
-    splits = {s:o.to(device, resident=stay) for s,o in splits.items()}
+    scaling = {m: standardise_(splits, m) for m in standardise}
     return Dataset(header.name, header.modalities, header.label_range, header.language, header.source, header.synthetic,
-                   found, splits)
+                   found, splits, tuple(pool), scaling).to(device)

@@ -30,6 +30,16 @@ class ManifoldMixup(Mixup):
         self.layers = tuple(choose(o, ('input','cut'), 'layer to mix at') for o in layers)
         self._layer_draws = random.Random(seed)
 
+    def random_state(self) -> dict:
+        "Where both generators stand"
+        return {**super().random_state(), 'layers': self._layer_draws.getstate()}
+
+    def set_random_state(self, state: dict):
+        "Go on drawing from `random_state`"
+        version, words, gauss = state['layers']
+        self._layer_draws.setstate((version, tuple(words), gauss))
+        super().set_random_state({k: o for k,o in state.items() if k!='layers'})
+
     def place(self) -> str:
         "The layer of the next batch; each call draws anew, so ask once per batch"
         return self._layer_draws.choice(self.layers)

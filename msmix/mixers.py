@@ -96,6 +96,18 @@ class Mixer(nn.Module):
         if key not in self._generators: self._generators[key] = torch.Generator(device).manual_seed(self.seed)
         return self._generators[key]
 
+    def random_state(self) -> dict:
+        "Where the mixer's random numbers stand, for a checkpoint"
+        return {k: g.get_state() for k,g in self._generators.items()}
+
+    def set_random_state(self, state: dict):
+        "Go on drawing from `random_state`"
+        for k,o in state.items(): self.generator(k).set_state(o)
+
+    def span(self, name: str) -> tuple[float,float]:
+        "Lowest and highest value of what `Mixed.seen` calls `name`"
+        return (0., 1.) if name.startswith('lam') else (-self.reach, self.reach)
+
     def place(self) -> str:
         "Where to mix this batch: 'cut' (latents) or 'input' (features)"
         return 'cut'
@@ -127,7 +139,8 @@ class Mixer(nn.Module):
         "Rows mixed from pairs: ratio `lam_m` per modality, `lam` for the label"
         mixed, mixed_mask = interpolate(z, i, j, lam_m, mask)
         labels = labels and {m: mix_labels(o, i, j, lam_m[m]) for m,o in labels.items()}
-        return Mixed(mixed, mixed_mask, mix_labels(y, i, j, lam), y[i], y[j], lam, labels, aux or {})
+        seen = {f'lam_{m}': o for m,o in lam_m.items() if o is not lam}
+        return Mixed(mixed, mixed_mask, mix_labels(y, i, j, lam), y[i], y[j], lam, labels, aux or {}, seen)
 
 # %% ../nbs/20_mixers.ipynb #8d298ce5
 class NoMix(Mixer):

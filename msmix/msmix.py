@@ -106,4 +106,5 @@ class MSMix(Mixer):
         lam_m, lam = ({m: base for m in z}, base)
         if self.sig: lam_m, lam = mixing_ratios({m: self.weights(o, z[m]) for m,o in intensity.items()}, i, j, base)
         aux = {'sal': alignment_loss(intensity, y, self.reach, self.direction)} if aligned else {}
-        return self.mix_pairs(z, y, i, j, lam_m, lam, mask, labels, aux)
+        mixed = self.mix_pairs(z, y, i, j, lam_m, lam, mask, labels, aux)
+        return mixed._replace(seen={**mixed.seen, **{f'intensity_{m}': o for m,o in intensity.items()}})

@@ -48,6 +48,9 @@ class Recipe:
     text_encoder: str = ''                               # Hugging Face name or folder of an encoder that reads token ids; '': none
     text_embedding: str = ''                             # Name of features that `msmix embed` wrote into the dataset file; '': the file's own
     text_frozen: bool = False                            # The text encoder is not trained
+    train_share: Annotated[float, Field(gt=0, le=1)] = 1. # Of the training set; the clips follow from the seed
+    occlude: tuple[Annotated[float, Field(gt=0, le=1)],...] = () # Shares of steps hidden at test time, each a split more in the run file
+    keep_latents: Annotated[int, Field(ge=0)] = 0        # Training clips whose latents, and rows mixed of them, are kept in the run file
     text_states: Literal[1,2] = 1                        # Hidden states of encoder or embedding: the last, or the last and the second-last
 
 # %% ../nbs/33_recipes.ipynb #508f9241

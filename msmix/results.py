@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ATTRIBUTES', 'PACK_ABOVE', 'COLUMNS', 'path_part', 'run_path', 'sha256', 'module_text', 'docstring_places',
            'bare_source', 'module_source', 'code_sum', 'to_json', 'identity', 'versions', 'git_commit', 'peak_memory',
-           'Run', 'example_run', 'write_array', 'write_run', 'read_arrays', 'read_run', 'file_identity', 'check_target',
-           'write_file', 'save_run', 'load_run', 'run_differences', 'iter_runs', 'run_rows', 'stale_runs', 'runs_frame',
-           'load_runs', 'missing_runs', 'asked_for', 'merge_runs']
+           'Run', 'example_run', 'hidden_name', 'parse_hidden', 'write_array', 'write_run', 'read_arrays', 'read_run',
+           'file_identity', 'check_target', 'write_file', 'save_run', 'load_run', 'run_differences', 'iter_runs',
+           'run_rows', 'stale_runs', 'runs_frame', 'load_runs', 'missing_runs', 'asked_for', 'merge_runs']
 
 # %% ../nbs/32_results.ipynb #0767a2b6
 import ast, hashlib, importlib.metadata, importlib.util, io, itertools, json, os, platform, re, subprocess, tempfile, tokenize, warnings
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 import h5py
 import numpy as np
@@ -36,12 +36,13 @@ def run_path(
     dataset: str, backbone: str, mixer: str,
     variant: str, # `main`, or the name of an ablation, a setting, a share of the data
     seed: int, # 0 or more
+    kind: str='runs', # `checkpoints`: where an unfinished run is kept
 ) -> Path:
     "Where the run file of this configuration lies; raise `UsageError` for a name that cannot be a path"
     names = dict(dataset=dataset, backbone=backbone, mixer=mixer, variant=variant)
     if isinstance(seed, bool) or not str(seed).isdecimal():
         raise UsageError(f"seed '{seed}' is not a whole number of 0 or more: pass e.g. seed=1111")
-    return Path(results, 'runs', *[path_part(v, k) for k,v in names.items()], f'{int(seed)}.h5')
+    return Path(results, kind, *[path_part(v, k) for k,v in names.items()], f"{int(seed)}.{'h5' if kind=='runs' else 'pt'}")
 
 # %% ../nbs/32_results.ipynb #1e491bca
 def sha256(
@@ -184,6 +185,9 @@ class Run:
     best_epoch: int = 0       # Epoch whose weights were kept
     hit_cap: bool = False     # True: stopped by `max_epochs`, not by the validation loss
     parameters: int = 0       # Trained numbers of backbone and mixer
+    watched: dict = field(default_factory=dict)  # name -> (epochs, bins), how often training saw which value, e.g. of the ratio `lam`
+    ranges: dict = field(default_factory=dict)   # name -> (lowest, highest) of its bins, which are equally wide; what lies outside is counted in the outer ones
+    latents: dict|None = None # `clean` (n,D), `clean_y` (n,), `mixed` (k,D), `mixed_y` (k,): at the cut of the trained network
     state: dict|None = None   # name -> weights
 
     @property
@@ -211,6 +215,23 @@ def example_run(
     return Run(dataset, backbone, mixer, variant, seed, config, identity(config, 'data', 'code'), 'data', 'code', True,
                (-3.,3.), ('text','audio','vision'), predictions, {'train_total':loss, 'valid_loss':loss+.1+.01*np.arange(8)},
                {'load':.5, 'train':2.+.1*(seed%5)}, 10**8, epochs=8, best_epoch=6, hit_cap=seed%5==0, parameters=1234)
+
+# %% ../nbs/32_results.ipynb #9de9b002
+def hidden_name(
+    split: str, # E.g. `test`
+    modalities, # Names of those that lose steps
+    share: float, # Of their steps, in (0,1]
+) -> str: # E.g. `test@text+audio=0.3`
+    "How predictions under occlusion are called"
+    return f"{split}@{'+'.join(modalities)}={share:g}"
+
+# %% ../nbs/32_results.ipynb #77b8e000
+def parse_hidden(
+    name: str, # Of a split
+) -> tuple[str,tuple[str,...],float]|None: # Split, modalities and share; None for a split without occlusion
+    "What `hidden_name` says"
+    found = re.fullmatch(r'([^@]+)@([^=]+)=([0-9.e-]+)', name)
+    return found and (found[1], tuple(found[2].split('+')), float(found[3]))
 
 # %% ../nbs/32_results.ipynb #a60fec03
 ATTRIBUTES = ('dataset', 'backbone', 'mixer', 'variant', 'seed', 'identity', 'data_sum', 'code_sum', 'synthetic',
@@ -256,6 +277,10 @@ def write_run(
         write_array(g, 'id', o['id'], shared)
         for k in ('pred','true'): write_array(g, k, np.asarray(o[k], np.float32).reshape(-1), shared)
     for k,v in run.history.items(): write_array(group.require_group('history'), k, np.asarray(v, np.float64))
+    for k,v in run.watched.items():
+        write_array(group.require_group('watched'), k, np.asarray(v, np.int64))
+        group[f'watched/{k}'].attrs['range'] = run.ranges[k]
+    for k,v in (run.latents or {}).items(): write_array(group.require_group('latents'), k, np.asarray(v, np.float32))
     for k,v in (run.state or {}).items():
         write_array(group.require_group('state'), k, v.detach().cpu().numpy() if hasattr(v, 'detach') else v)
 
@@ -286,6 +311,9 @@ def read_run(
     rows = lambda g: {'id':[o.decode() for o in g['id'][:]], 'pred':g['pred'][:], 'true':g['true'][:]}
     values['predictions'] = {split: rows(g) for split,g in group['predictions'].items()}
     values['history'] = read_arrays(group.get('history'))
+    values['watched'] = read_arrays(group.get('watched'))
+    values['ranges'] = {k: tuple(map(float, group[f'watched/{k}'].attrs['range'])) for k in values['watched']}
+    values['latents'] = read_arrays(group['latents']) if 'latents' in group else None
     values['state'] = read_arrays(group['state']) if state and 'state' in group else None
     return Run(**values)
 
@@ -476,8 +504,8 @@ def merge_runs(
     src, # Folder of results, or anything else that `iter_runs` takes
     dst, # The merged file to write
 ) -> int: # Number of runs
-    "Write all runs into one HDF5 file, without weights; raise `UsageError` if there is none or `dst` cannot be written"
-    runs, dst, shared = [run for run,_ in iter_runs(src)], Path(dst), {}
+    "Write all runs into one HDF5 file, without weights and latents; raise `UsageError` if there is none or `dst` cannot be written"
+    runs, dst, shared = [replace(run, latents=None) for run,_ in iter_runs(src)], Path(dst), {}
     if not runs: raise UsageError(f"there is no run in {src}: train first, or check the path")
     def write(f):
         for run in runs: write_run(f.create_group('/'.join(map(str, run.key))), run, shared)

@@ -193,14 +193,14 @@ def batches(monkeypatch, tmp_path):
     from msmix.experiment import Experiment
 
     def call(mixer, seed=1):
-        weights, seen, step = [], [], train.step_losses
+        weights, seen, step = [], [], train.train_step
 
         def watched(backbone, mixer, batch, *args):
             if not weights: weights.append(torch.cat([p.detach().flatten().clone() for p in backbone.parameters()]))
             seen.append(torch.cat([batch.y, batch.x['text'].flatten(1)], 1))
             return step(backbone, mixer, batch, *args)
         with monkeypatch.context() as m:
-            m.setattr(train, 'step_losses', watched)
+            m.setattr(train, 'train_step', watched)
             Experiment(SHORT['data'], 'tfn', mixer, seed, settings={'max_epochs': 2, 'batch_size': 4}, device='cpu', results=tmp_path).fit(progress=False)
         return [*weights, *seen]
     return call
