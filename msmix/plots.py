@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MARKERS', 'HATCHES', 'use_style', 'mixer_look', 'stamp_synthetic', 'save_figure', 'plot_history', 'plot_paired',
-           'plot_range', 'label_difference', 'interval_legend']
+           'plot_range', 'label_difference', 'interval_legend', 'radar_axes', 'plot_radar', 'ratio_limits',
+           'plot_curve']
 
 # %% ../nbs/40_plots.ipynb #4fc6d660
 from pathlib import Path
@@ -94,12 +95,13 @@ def plot_history(
     if names: ax.legend()
     return ax
 
-# %% ../nbs/40_plots.ipynb #ae9bf7bd
+# %% ../nbs/40_plots.ipynb #af14aca6
 def plot_paired(
     differences, # Rows of `msmix.statistics.paired`, one dataset, backbone, variant and metric
     intervals, # Rows of `msmix.statistics.compare` for the same
     mixers=None, # Rows, from the top; None: those of `differences`
     ax=None, # Axes; None: a new figure
+    look=mixer_look, # Function name -> color, marker; another one where the rows are no mixers
 ):
     "Differences to the baseline per seed, with both intervals"
     import matplotlib.pyplot as plt
@@ -108,13 +110,13 @@ def plot_paired(
     bars = {o.mixer: o._asdict() for o in intervals.itertuples()}
     ax.axvline(0, color='.4', lw=1, zorder=0)
     for k,name in enumerate(mixers):
-        d, o, look = np.asarray(differences.difference[differences.mixer==name]), bars.get(name), mixer_look(name)
+        d, o, drawn = np.asarray(differences.difference[differences.mixer==name]), bars.get(name), look(name)
         if not len(d): ax.text(.02, k, 'no pairs', transform=ax.get_yaxis_transform(), va='center', fontsize=7, color='.4')
         ax.scatter(d, np.full(len(d), k), s=13, color='.35', alpha=.6, lw=0, zorder=2)
         if o is None or not np.isfinite(o['low']): continue
-        ax.errorbar(o['mean'], k-.22, xerr=[[o['mean']-o['low']], [o['high']-o['mean']]], color=look['color'],
-                    marker=look['marker'], ms=5, capsize=2.5, lw=1.8, zorder=3)
-        if np.isfinite(o['boot_low']): plot_range(ax, o['boot_low'], o['boot_high'], k+.22, look['color'])
+        ax.errorbar(o['mean'], k-.22, xerr=[[o['mean']-o['low']], [o['high']-o['mean']]], color=drawn['color'],
+                    marker=drawn['marker'], ms=5, capsize=2.5, lw=1.8, zorder=3)
+        if np.isfinite(o.get('boot_low', np.nan)): plot_range(ax, o['boot_low'], o['boot_high'], k+.22, drawn['color'])
         if np.isfinite(o['correlation']):
             ax.text(1.01, k, f"r = {o['correlation']:.2f}", transform=ax.get_yaxis_transform(), va='center', fontsize=7, color='.3')
     ax.locator_params(axis='x', nbins=5)
@@ -142,9 +144,10 @@ def label_difference(
     name = METRICS[metric]
     ax.set_xlabel(f'{name} − {name} of {baseline}' + ('  (better →)' if HIGHER_IS_BETTER[metric] else '  (← better)'))
 
-# %% ../nbs/40_plots.ipynb #449211f9
+# %% ../nbs/40_plots.ipynb #db798a1b
 def interval_legend(
     target, # Figure or axes
+    bootstrap: bool=True, # Is there a second interval
     **kwargs, # For matplotlib's legend
 ):
     "The key of `plot_paired`"
@@ -152,4 +155,83 @@ def interval_legend(
     keys = [Line2D([], [], color='.35', alpha=.6, marker='o', ms=4, ls='', lw=0, label='one seed'),
             Line2D([], [], color='.2', lw=1.8, marker='o', ms=5, label='mean, 95 % t interval (seeds)'),
             Line2D([], [], color='.2', lw=1.3, ls=(0,(2,1)), label='95 % two-level bootstrap (seeds, clips)')]
-    return target.legend(handles=keys, **kwargs)
+    return target.legend(handles=keys[:2+bootstrap], **kwargs)
+
+# %% ../nbs/40_plots.ipynb #0f6a0b14
+def radar_axes(
+    ax, # Polar axes
+    names, # Axes, clockwise from the top
+    limits, # Lowest and highest ratio
+    rings, # Ratios with a ring of their own; 1 is drawn thick in any case
+):
+    "Draw the axes of a radar chart"
+    turn = np.linspace(0, 2*np.pi, 181)
+    ax.set_theta_zero_location('N')
+    ax.set_theta_direction(-1)
+    ax.set(ylim=limits, xticks=2*np.pi*np.arange(len(names))/len(names), xticklabels=names, yticks=rings)
+    ax.set_rlabel_position(180/len(names))
+    ax.tick_params('x', labelsize=7, pad=-2)
+    ax.tick_params('y', labelsize=6, labelcolor='.3')
+    for o in ax.get_yticklabels(): o.set(bbox=dict(fc='w', ec='none', alpha=.7, pad=.4), zorder=5)
+    ax.grid(color='.85', lw=.6)
+    ax.spines['polar'].set_visible(False)
+    ax.plot(turn, np.ones_like(turn), color=mixer_look('msmix')['color'], lw=2.4, zorder=2)
+
+# %% ../nbs/40_plots.ipynb #4be740a4
+def plot_radar(
+    ax, # Polar axes, from `radar_axes`
+    ratio, # One per axis, NaN where there is none, `(A,)`
+    low=None, high=None, # Ends of its interval, NaN where there is none, `(A,)`
+    marker='o', # Of the mixer
+):
+    "One mixer, in dark so that the pale colours of some stay readable; where there is an interval a band and a bar on each axis"
+    A = len(ratio)
+    at, ring = 2*np.pi*np.arange(A)/A, [*range(A), 0]
+    nothing = np.full(A, np.nan)
+    ratio, low, high = (np.asarray(nothing if o is None else o, float) for o in (ratio, low, high))
+    clip = lambda o: np.clip(o, *ax.get_ylim())
+    for i in range(A):
+        two = [i, ring[i+1]]
+        if np.isfinite([*low[two], *high[two]]).all():
+            corners = [*zip([at[i], at[i]+2*np.pi/A], clip(high[two])), *zip([at[i]+2*np.pi/A, at[i]], clip(low[two[::-1]]))]
+            ax.fill(*zip(*corners), color='.82', lw=0, zorder=1)
+    ax.vlines(at, clip(low), clip(high), color='.2', lw=1.5, zorder=3)
+    ax.plot(np.append(at, 2*np.pi), clip(ratio[ring]), color='.1', marker=marker, ms=4.5, lw=1, zorder=4)
+
+# %% ../nbs/40_plots.ipynb #5193705e
+def ratio_limits(
+    *values, # Ratios and ends of intervals
+    far: float=.25, # What lies farther from 1 than this is drawn at the edge
+) -> tuple: # Lowest, highest; rings
+    "The scale of a radar chart that holds all values and 1, and its rings"
+    from matplotlib.ticker import MaxNLocator
+    every = np.concatenate([np.ravel(o) for o in values] + [[1.]]).astype(float)
+    every = np.clip(every[np.isfinite(every)], 1-far, 1+far)
+    pad = .08*max(np.ptp(every), .01)
+    low, high = every.min()-4*pad, every.max()+pad        # room in the middle, where the axes meet
+    return (low, high), [o for o in MaxNLocator(4).tick_values(every.min(), every.max()) if low<o<high]
+
+# %% ../nbs/40_plots.ipynb #47599c41
+def plot_curve(
+    values, # Columns x (value of the number), seed, y (metric)
+    intervals, # Columns x, n, mean, low, high; one row per value
+    default=None, # Its x; None: unknown
+    band=None, # (mean, low, high) of a reference; NaN ends: a line only
+    ax=None, # Axes; None: a new figure
+    color='k',
+):
+    "Metric over a number, with its seeds and intervals"
+    import matplotlib.pyplot as plt
+    if ax is None: ax = plt.subplots(figsize=(3,2.2))[1]
+    intervals = intervals.sort_values('x')
+    place = {x:i for i,x in enumerate(intervals.x)}
+    if band is not None:
+        ax.axhline(band[0], color='.45', lw=1, ls=(0,(4,2)), zorder=0)
+        if np.isfinite(band[1:]).all(): ax.axhspan(*band[1:], color='.9', lw=0, zorder=-1)
+    ax.scatter(values.x.map(place), values.y, s=11, color='.35', alpha=.6, lw=0, zorder=2)
+    at, mean = np.arange(len(place)), intervals['mean'].to_numpy()
+    ends = np.stack([mean-intervals.low, intervals.high-mean])
+    ax.errorbar(at, mean, yerr=ends, color=color, marker='_', ms=7, lw=1.2, elinewidth=1.4, capsize=2.5, zorder=3)
+    if default in place: ax.plot(place[default], mean[place[default]], 'o', ms=9, mfc='none', mec='k', mew=1.2, zorder=4)
+    ax.set(xticks=at, xticklabels=[f'{x:g}' for x in place], xlim=(-.5, len(place)-.5))
+    return ax
