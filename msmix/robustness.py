@@ -55,11 +55,12 @@ def hidden_frame(
 
 # %% ../nbs/43_robustness.ipynb #c12
 def hidden_order(
-    names, # E.g. `text`, `text+audio`
-) -> dict: # Name -> how it is shown, in order
+    names, # E.g. `text`, `text+audio`, with modalities in one order
+) -> dict: # Name -> how it is shown, in that order
     "What was hidden, from one modality to all"
-    longest = max(names, key=lambda o: o.count('+'), default='').split('+')
-    place = [o for o in dict.fromkeys([*longest, *itertools.chain(*(o.split('+') for o in sorted(names)))]) if o]
+    split  = [o.split('+') for o in names]
+    before = {m: {p for o in split if m in o for p in o[:o.index(m)]} for m in sorted({m for o in split for m in o})}
+    place  = sorted(before, key=lambda m: len(before[m]))
     key = lambda o: (o.count('+'), [place.index(m) for m in o.split('+')])
     return {o: 'all' if len(place)>1 and set(o.split('+'))==set(place) else o.replace('+', ', ') for o in sorted(set(names), key=key)}
 
