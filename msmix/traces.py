@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LATENT_NUMBERS', 'SIGNS', 'WATCHED', 'standard', 'signed_rows', 'neighbours', 'purity', 'silhouette', 'chance',
            'latent_numbers', 'example_latents', 'embed', 'plot_signs', 'sign_key', 'course', 'overlap', 'watched_rows',
-           'example_watched', 'modality_gaps', 'mean_shares', 'plot_heat']
+           'example_watched', 'modality_gaps', 'mean_shares', 'mean_course', 'plot_heat', 'watched_names']
 
 # %% ../nbs/44_traces.ipynb #c02
 import itertools
@@ -100,11 +100,11 @@ def example_latents(
     d: int=9, # Columns
 ):
     "The made-up run with latents, clean and mixed"
-    rng = np.random.default_rng([run.seed, len(run.mixer), 7])
+    rng = np.random.default_rng([run.seed, *map(ord, run.backbone+run.mixer)])
     y = rng.integers(-15, 16, n)/5
     z = np.sign(y)[:,None]*rng.uniform(.3, .7, d) + .3*y[:,None] + rng.normal(size=(n,d))
-    i, j, lam = rng.integers(n, size=n), rng.integers(n, size=n), rng.beta(2, 2, size=n)
-    if run.mixer=='msmix': j = np.array([rng.choice(np.flatnonzero(np.sign(y)==np.sign(y[o]))) for o in i])
+    i, j, lam = *rng.integers(n, size=(2, 0 if run.mixer=='none' else n)), rng.beta(2, 2, size=0 if run.mixer=='none' else n)
+    if run.mixer=='msmix': j = np.array([rng.choice(np.flatnonzero(np.sign(y)==np.sign(y[o]))) for o in i], int)
     mix = lambda o: (lam*o[i].T + (1-lam)*o[j].T).T
     return replace(run, latents=dict(clean=z, clean_y=y, mixed=mix(z), mixed_y=mix(y)))
 
@@ -205,7 +205,7 @@ def example_watched(
 ):
     "The made-up run with counts of what training saw"
     if run.mixer=='none': return run
-    rng, names, t = np.random.default_rng([run.seed, len(run.mixer), 5]), run.modalities, np.arange(epochs)/epochs
+    rng, names, t = np.random.default_rng([run.seed, *map(ord, run.backbone+run.mixer)]), run.modalities, np.arange(epochs)/epochs
     ends = {'lam':(0.,1.)} | ({f'lam_{m}':(0.,1.) for m in names} | {f'intensity_{m}':(-3.,3.) for m in names} if run.mixer=='msmix' else {})
     def draw(name, u):
         m = names.index(name.split('_')[1]) if '_' in name else 0
@@ -245,7 +245,16 @@ def mean_shares(
         n[seen] += 1
     return total/np.where(n>0, n, np.nan)[:,None], n
 
-# %% ../nbs/44_traces.ipynb #c55
+# %% ../nbs/44_traces.ipynb #c56
+def mean_course(
+    many, # Counts of several runs, each `(epochs,bins)`
+    ends, # (low, high) of the bins
+) -> pd.DataFrame: # epoch, n (runs), mean, sd, outer
+    "Course of the mean shares of several runs"
+    p, n = mean_shares(many)
+    return course(np.nan_to_num(p), ends).assign(n=n)
+
+# %% ../nbs/44_traces.ipynb #c58
 def plot_heat(
     many, # Counts of several runs, each `(epochs,bins)`
     ends, # (low, high) of the bins
@@ -257,10 +266,22 @@ def plot_heat(
     p, n  = mean_shares(many)
     x     = np.arange(len(n)+1)+.5
     image = ax.pcolormesh(x, np.linspace(*ends, p.shape[1]+1), p.T, cmap='Greys', norm=PowerNorm(.5, 0, most), rasterized=True)
-    o = course(np.nan_to_num(p), ends).assign(epoch=x[:-1]+.5)
+    o = mean_course(many, ends)
     ax.plot(o.epoch, o['mean'], color='#d55e00', lw=1.4)
     for s in (-1,1): ax.plot(o.epoch, o['mean']+s*o.sd, color='#d55e00', lw=.8, ls=(0,(3,1.5)))
     if n.min()<n.max(): ax.axvline(x[np.flatnonzero(n<n.max())[0]], color='.2', lw=.8, ls=':')
     ax.set(xlim=(x[0], x[-1]), ylim=ends)
     ax.xaxis.get_major_locator().set_params(integer=True, nbins=3)
     return image
+
+# %% ../nbs/44_traces.ipynb #c59
+def watched_names(
+    runs, # Runs
+) -> dict: # Name -> how it is shown: ratios first, then those of modalities, then intensities
+    "What any of the runs watched, in order"
+    names = list(dict.fromkeys(itertools.chain(*(o.watched for o in runs))))
+    order = list(dict.fromkeys(itertools.chain(*(o.modalities for o in runs))))
+    split = lambda o: (o.partition('_')[0], o.partition('_')[2])
+    key   = lambda o: (split(o)[0]!='lam', order.index(split(o)[1]) if split(o)[1] in order else -1, o)
+    signs = {'lam':'λ', 'intensity':'I'}
+    return {o: ' '.join(filter(None, (signs.get(split(o)[0], split(o)[0]), split(o)[1]))) for o in sorted(names, key=key)}
