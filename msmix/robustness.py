@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KEYS', 'HIDDEN', 'COSTS', 'DASHES', 'PLACE', 'example_hidden', 'hidden_frame', 'hidden_order', 'curve_mean',
            'curve_rows', 'train_share', 'share_frame', 'over_seeds', 'compare_by', 'conclusion_by', 'leanings',
-           'cost_rows', 'cost_ratios', 'line_look', 'plot_lines', 'plot_dots', 'mixer_key', 'places_of', 'at_place',
-           'shown_metrics']
+           'cost_rows', 'cost_ratios', 'line_look', 'plot_lines', 'plot_dots', 'short_difference', 'mixer_key',
+           'places_of', 'at_place', 'shown_metrics']
 
 # %% ../nbs/43_robustness.ipynb #c02
 import itertools
@@ -249,11 +249,19 @@ def plot_dots(
             o, y = found.loc[key], i if own else i + .8*((k+.5)/len(mixers)-.5)
             if np.isfinite(o.low): ax.hlines(y, o.low, o.high, color=look['color'], lw=1, zorder=2)
             ax.plot(o['mean'], y, **look | dict(ls=''))
-    ax.locator_params(axis='x', nbins=5)
-    ax.set(yticks=range(len(rows)), yticklabels=list(rows.values()), ylim=(len(rows)-.5, -.5))
+    ax.locator_params(axis='x', nbins=4)
+    ax.set(yticks=range(len(rows)), ylim=(len(rows)-.5, -.5))
+    ax.set_yticklabels(list(rows.values()), **dict(fontsize=7, linespacing=.85) if any('\n' in o for o in rows.values()) else {})
     return ax
 
-# %% ../nbs/43_robustness.ipynb #c52
+# %% ../nbs/43_robustness.ipynb #c53
+def short_difference(
+    metric: str, # One of `METRICS`
+) -> str:
+    "Label of an axis with differences to the baseline, with an arrow to the better side"
+    return f'Δ {METRICS[metric]} ' + ('(better →)' if HIGHER_IS_BETTER[metric] else '(← better)')
+
+# %% ../nbs/43_robustness.ipynb #c55
 def mixer_key(
     target, # Figure or axes
     mixers, # In order
@@ -266,10 +274,10 @@ def mixer_key(
     keys = [Line2D([], [], label=names(o), **line_look(o) | ({} if lines else dict(ls=''))) for o in mixers]
     return target.legend(handles=keys, **dict(handlelength=2.6 if lines else 1) | kwargs)
 
-# %% ../nbs/43_robustness.ipynb #c58
+# %% ../nbs/43_robustness.ipynb #c61
 PLACE = ['dataset', 'backbone', 'variant']
 
-# %% ../nbs/43_robustness.ipynb #c59
+# %% ../nbs/43_robustness.ipynb #c62
 def places_of(
     frame, # With columns `PLACE`
 ) -> dict: # (dataset, backbone, variant) -> title
@@ -278,7 +286,7 @@ def places_of(
     key   = lambda o: (o[0], in_order([p[1] for p in found], BACKBONES).index(o[1]), o[2])
     return {o: ', '.join(o if len({p[2] for p in found})>1 else o[:2]) for o in sorted(found, key=key)}
 
-# %% ../nbs/43_robustness.ipynb #c60
+# %% ../nbs/43_robustness.ipynb #c63
 def at_place(
     frame, # With columns `PLACE`
     place, # (dataset, backbone, variant)
@@ -286,7 +294,7 @@ def at_place(
     "The rows of one place"
     return frame[(frame[PLACE]==list(place)).all(axis=1)]
 
-# %% ../nbs/43_robustness.ipynb #c63
+# %% ../nbs/43_robustness.ipynb #c66
 def shown_metrics(
     frame, # Rows of one dataset
     metrics=(), # Names asked for

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LATENT_NUMBERS', 'SIGNS', 'WATCHED', 'standard', 'signed_rows', 'neighbours', 'purity', 'silhouette', 'chance',
            'latent_numbers', 'example_latents', 'embed', 'plot_signs', 'sign_key', 'course', 'overlap', 'watched_rows',
-           'example_watched', 'modality_gaps', 'mean_shares', 'mean_course', 'plot_heat', 'watched_names']
+           'example_watched', 'modality_gaps', 'mean_shares', 'mean_course', 'seed_course', 'plot_heat',
+           'watched_names']
 
 # %% ../nbs/44_traces.ipynb #c02
 import itertools
@@ -13,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 from .names import UsageError
+from .statistics import t_interval
 
 # %% ../nbs/44_traces.ipynb #c05
 def standard(
@@ -223,7 +225,7 @@ def modality_gaps(
     "Differences between modalities in the last epoch with values in both"
     rows = []
     for run,_ in runs:
-        own = {k.removeprefix(f'{kind}_'): k for k in run.watched if k.startswith(f'{kind}_')}
+        own = {m: f'{kind}_{m}' for m in run.modalities if f'{kind}_{m}' in run.watched}
         for a,b in itertools.combinations(own, 2):
             x, y = (np.asarray(run.watched[own[o]]) for o in (a,b))
             both = np.flatnonzero((x.sum(1)>0) & (y.sum(1)>0))
@@ -254,7 +256,18 @@ def mean_course(
     p, n = mean_shares(many)
     return course(np.nan_to_num(p), ends).assign(n=n)
 
-# %% ../nbs/44_traces.ipynb #c58
+# %% ../nbs/44_traces.ipynb #c59
+def seed_course(
+    many, # Counts of several runs, each `(epochs,bins)`
+    ends, # (low, high) of the bins
+    what: str='mean', # Column of `course`
+) -> pd.DataFrame: # epoch, n (runs), mean, low, high
+    "One column of the courses of several runs, over seeds"
+    each = pd.concat([course(o, ends).dropna(subset=['mean']) for o in many])
+    rows = [(epoch, len(g), g[what].mean(), *t_interval(g[what])) for epoch,g in each.groupby('epoch') if 2*len(g)>=len(many)]
+    return pd.DataFrame(rows, columns=['epoch', 'n', 'mean', 'low', 'high'])
+
+# %% ../nbs/44_traces.ipynb #c61
 def plot_heat(
     many, # Counts of several runs, each `(epochs,bins)`
     ends, # (low, high) of the bins
@@ -274,7 +287,7 @@ def plot_heat(
     ax.xaxis.get_major_locator().set_params(integer=True, nbins=3)
     return image
 
-# %% ../nbs/44_traces.ipynb #c59
+# %% ../nbs/44_traces.ipynb #c62
 def watched_names(
     runs, # Runs
 ) -> dict: # Name -> how it is shown: ratios first, then those of modalities, then intensities
