@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_SOURCE', 'PUBLISHED_RATIOS', 'example_grid', 'missing_of', 'Gathered', 'gather', 'published_ratios',
-           'published_panel']
+           'published_panel', 'setting_of', 'rest_of']
 
-# %% ../nbs/41_figures.ipynb #2a5d0278
-import io, itertools, tempfile
+# %% ../nbs/41_figures.ipynb #7e31c3ed
+import inspect, io, itertools, json, tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 import pandas as pd
-from .names import UsageError
+from .names import MIXERS, UsageError, resolve
 from .results import asked_for, example_run, identity, iter_runs, missing_runs, runs_frame, save_run
 
 # %% ../nbs/41_figures.ipynb #ae4586e4
@@ -32,19 +32,22 @@ def example_grid(
         run = replace(run, config=config, identity=identity(config, run.data_sum, run.code_sum))
         save_run(change(run) if change else run, folder)
 
-# %% ../nbs/41_figures.ipynb #e916a12e
+# %% ../nbs/41_figures.ipynb #5123ce3b
 def missing_of(
     frame, # As `load_runs` gives it
     backbones=(), mixers=(), seeds=(), variants=(), # What was asked for; empty: what is there
 ) -> pd.DataFrame: # dataset, backbone, mixer, variant, seed
     "Runs that were asked for, or that siblings have, and that are not there; whole variants among them"
-    lost = missing_runs(frame, backbones, mixers, seeds)
-    rows = []
-    for dataset,g in frame.groupby('dataset'):
-        sides = [list(asked) or sorted(g[k].unique()) for k,asked in (('backbone',backbones), ('mixer',mixers), ('seed',seeds))]
-        gone  = [o for o in variants if o not in set(g.variant)]
-        rows += [(dataset,b,m,v,s) for v in gone for b,m,s in itertools.product(*sides)]
-    return pd.DataFrame([*lost.itertuples(index=False, name=None), *rows], columns=lost.columns)
+    if not variants: return missing_runs(frame, backbones, mixers, seeds)
+    want, keys = [], ['dataset', 'backbone', 'mixer', 'variant', 'seed']
+    have = set(frame[keys].itertuples(index=False, name=None))
+    either = lambda part, whole: part if len(part) else whole
+    for (dataset,g),v in itertools.product(frame.groupby('dataset'), variants):
+        own = either(g[g.variant==v], g)
+        for b in backbones or sorted(own.backbone.unique()):
+            side, seen = either(own[own.backbone==b], own), either(g[g.backbone==b], g)
+            want += itertools.product([dataset], [b], mixers or sorted(side.mixer.unique()), [v], seeds or sorted(seen.seed.unique()))
+    return pd.DataFrame([o for o in want if o not in have], columns=keys)
 
 # %% ../nbs/41_figures.ipynb #857eef84
 @dataclass
@@ -126,3 +129,29 @@ def published_panel(
     "The published panel whose corpus the name of a dataset speaks of, whatever its features"
     parts = dataset.lower().replace('_', '-').split('-')
     return next((o for o in ('mosei','mosi','sims') if o in parts), None)
+
+# %% ../nbs/41_figures.ipynb #d3eac412
+def setting_of(
+    run, # A `Run`
+    path: str, # E.g. `mix_weight`, `aux_weights.sal`, `mixer.delta`
+): # None: not in the recipe, nor a default of the mixer
+    "A setting of the recipe, or the mixer's default"
+    value = run.config.get('recipe', {})
+    for o in path.split('.'): value = value.get(o) if isinstance(value, dict) else None
+    if value is not None or not path.startswith('mixer.') or run.mixer not in MIXERS: return value
+    known = inspect.signature(resolve(run.mixer, MIXERS, 'mixer')).parameters.get(path.split('.')[1])
+    return None if known is None else known.default
+
+# %% ../nbs/41_figures.ipynb #c86677a7
+def rest_of(
+    run, # A `Run`
+    paths, # Settings
+) -> dict:
+    "Its recipe without these settings, to see whether two runs differ in anything else"
+    recipe = json.loads(json.dumps(run.config.get('recipe', {})))
+    for path in paths:
+        *folders, name = path.split('.')
+        part = recipe
+        for o in folders: part = part.get(o, {})
+        part.pop(name, None)
+    return recipe

@@ -239,7 +239,7 @@ def compare(
     columns = [*keys, 'n', 'mean', 'low', 'high', 'boot_low', 'boot_high', 'correlation', 'effect', 'p']
     return judged(pd.DataFrame(rows, columns=columns))
 
-# %% ../nbs/34_statistics.ipynb #350b7941
+# %% ../nbs/34_statistics.ipynb #6ffde08b
 def conclusion(
     comparison, # As `compare` gives it
 ) -> str:
@@ -256,8 +256,9 @@ def conclusion(
     good, bad = (c.verdict.str.startswith(o).sum() for o in ('better', 'worse'))
     family = c[tested].groupby([o for o in FAMILY if o in c]).n.agg(['size','max'])
     mute = sum(fewest_seeds(k)>n for k,n in family.itertuples(index=False))
-    text += (f" Of {tested.sum()} with {FEWEST_FOR_TEST} seeds or more, {good} {'is' if good==1 else 'are'} significantly better and {bad} significantly worse "
-             f"after Holm's correction within each of {len(family)} families; were there no difference at all, up to one family in 20 would show one.")
+    text += (f" Of {tested.sum()} with {FEWEST_FOR_TEST} seeds or more, {good} {'is' if good==1 else 'are'} significantly better "
+             f"and {bad} significantly worse after Holm's correction within a family ({len(family)} of them); "
+             "were there no difference at all, up to one family in 20 would show one.")
     return text + f' In {mute} of them the seeds are too few for any p to survive the correction.' * bool(mute)
 
 # %% ../nbs/34_statistics.ipynb #1ef4e9c5
@@ -302,7 +303,7 @@ def ratios_to(
     rows = [(*key, len(g), *np.exp([g.log.mean(skipna=False), *t_interval(g.log)])) for key,g in both.groupby(keys)]
     return pd.DataFrame(rows, columns=[*keys, 'n', 'ratio', 'low', 'high'])
 
-# %% ../nbs/34_statistics.ipynb #d31e54ad
+# %% ../nbs/34_statistics.ipynb #a1d2369f
 def main_effects(
     frame, # As `load_runs` gives it, runs of one mixer
     cells: dict, # Variant -> {part: is it on}, all combinations
@@ -311,13 +312,13 @@ def main_effects(
 ) -> pd.DataFrame: # dataset, backbone, part, metric, seed, base (without), value (with), difference
     "What each part of a method adds on average over all combinations of the others; seeds that lack a combination are left out"
     choose(metric, METRICS, 'metric')
-    part, columns = frame[(frame.split==split) & frame.variant.isin(list(cells))], ['dataset', 'backbone', 'part', 'metric', 'seed', 'base', 'value']
-    wide, rows = part.pivot(index=['dataset','backbone','seed'], columns='variant', values=metric).reindex(columns=list(cells)).dropna(), []
+    part, rows = frame[(frame.split==split) & frame.variant.isin(list(cells))], []
+    wide = part.pivot(index=['dataset','backbone','seed'], columns='variant', values=metric).reindex(columns=list(cells)).dropna()
     for (dataset,backbone,seed),o in wide.iterrows():
         for name in next(iter(cells.values())):
             off, on = (o[[v for v in cells if cells[v][name]==k]].mean() for k in (False, True))
             rows.append((dataset, backbone, name, metric, seed, off, on))
-    out = pd.DataFrame(rows, columns=columns)
+    out = pd.DataFrame(rows, columns=['dataset', 'backbone', 'part', 'metric', 'seed', 'base', 'value'])
     return out.assign(difference=out.value-out.base)
 
 # %% ../nbs/34_statistics.ipynb #99ec74ac
