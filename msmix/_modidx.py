@@ -479,6 +479,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                                   'msmix.robustness.conclusion_by': ('robustness.html#conclusion_by', 'msmix/robustness.py'),
                                   'msmix.robustness.cost_ratios': ('robustness.html#cost_ratios', 'msmix/robustness.py'),
                                   'msmix.robustness.cost_rows': ('robustness.html#cost_rows', 'msmix/robustness.py'),
+                                  'msmix.robustness.counted': ('robustness.html#counted', 'msmix/robustness.py'),
                                   'msmix.robustness.curve_mean': ('robustness.html#curve_mean', 'msmix/robustness.py'),
                                   'msmix.robustness.curve_rows': ('robustness.html#curve_rows', 'msmix/robustness.py'),
                                   'msmix.robustness.example_hidden': ('robustness.html#example_hidden', 'msmix/robustness.py'),

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'HIDDEN', 'COSTS', 'DASHES', 'PLACE', 'example_hidden', 'hidden_frame', 'hidden_order', 'curve_mean',
-           'curve_rows', 'train_share', 'share_frame', 'over_seeds', 'compare_by', 'conclusion_by', 'leanings',
-           'cost_rows', 'cost_ratios', 'line_look', 'plot_lines', 'plot_dots', 'short_difference', 'mixer_key',
-           'places_of', 'at_place', 'shown_metrics']
+           'curve_rows', 'train_share', 'share_frame', 'over_seeds', 'compare_by', 'conclusion_by', 'counted',
+           'leanings', 'cost_rows', 'cost_ratios', 'line_look', 'plot_lines', 'plot_dots', 'short_difference',
+           'mixer_key', 'places_of', 'at_place', 'shown_metrics']
 
 # %% ../nbs/43_robustness.ipynb #c02
 import itertools
@@ -111,7 +111,8 @@ def share_frame(
     part = part[(part.share<1) | (part.variant==full)]
     for share,g in part.groupby('share'):
         if g.variant.nunique()>1:
-            raise UsageError(f"variants {', '.join(sorted(g.variant.unique()))} all train on the share {share:g}: name the variants to draw")
+            names = ', '.join(sorted(g.variant.unique()))
+            raise UsageError(f'variants {names} all train on the share {share:g}: name the variants to draw')
     return part.reset_index(drop=True)
 
 # %% ../nbs/43_robustness.ipynb #c26
@@ -149,7 +150,15 @@ def conclusion_by(
     "How many comparisons lean which way, every condition a family of its own"
     return conclusion(table.assign(variant=[' '.join(map(str, o)) for o in table[list(by)].itertuples(index=False)]))
 
-# %% ../nbs/43_robustness.ipynb #c36
+# %% ../nbs/43_robustness.ipynb #c35
+def counted(
+    n: int, # How many
+    what: str='seed',
+) -> str:
+    "The number with its word, in the plural where it belongs"
+    return f"{n} {what}{'s'*bool(n!=1)}"
+
+# %% ../nbs/43_robustness.ipynb #c38
 def leanings(
     table, # As `compare_by` gives it
     by, # Columns of the condition
@@ -167,11 +176,11 @@ def leanings(
         found.append(f"{', '.join(map(str, key))}: {'; '.join(parts)}")
     return found
 
-# %% ../nbs/43_robustness.ipynb #c39
+# %% ../nbs/43_robustness.ipynb #c41
 COSTS = {'epoch_seconds': 'seconds per epoch', 'epochs': 'epochs', 'train_seconds': 'seconds of training',
          'memory': 'peak memory', 'parameters': 'parameters'}
 
-# %% ../nbs/43_robustness.ipynb #c40
+# %% ../nbs/43_robustness.ipynb #c42
 def cost_rows(
     runs, # (run, where it lies) pairs
 ) -> pd.DataFrame: # `KEYS`, device, `COSTS`; seconds, memory in MiB; NaN where it was not measured
@@ -184,7 +193,7 @@ def cost_rows(
     frame = pd.DataFrame(rows, columns=[*KEYS, 'device', *COSTS])
     return frame.assign(**{k: frame[k].where(frame[k]>0).astype(float) for k in COSTS})
 
-# %% ../nbs/43_robustness.ipynb #c42
+# %% ../nbs/43_robustness.ipynb #c44
 def cost_ratios(
     costs, # As `cost_rows` gives it
     baseline: str='none', # Mixer compared with
@@ -196,10 +205,11 @@ def cost_ratios(
         parts.append(part.assign(cost=name, ratio=np.exp(part['mean']), low=np.exp(part.low), high=np.exp(part.high)))
     return pd.concat(parts)[[*by, 'mixer', 'cost', 'n', 'ratio', 'low', 'high']].reset_index(drop=True)
 
-# %% ../nbs/43_robustness.ipynb #c46
-DASHES = ('-', (0,(4,1.5)), (0,(1,1.2)), (0,(6,1.5,1,1.5)), (0,(3,1,1,1,1,1)), (0,(8,2)), (0,(2,2)), (0,(5,1,1,1,1,1,1,1)), (0,(1,2.5)), '-')
+# %% ../nbs/43_robustness.ipynb #c48
+DASHES = ('-', (0,(4,1.5)), (0,(1,1.2)), (0,(6,1.5,1,1.5)), (0,(3,1,1,1,1,1)),
+          (0,(8,2)), (0,(2,2)), (0,(5,1,1,1,1,1,1,1)), (0,(1,2.5)), '-')
 
-# %% ../nbs/43_robustness.ipynb #c47
+# %% ../nbs/43_robustness.ipynb #c49
 def line_look(
     name: str, # A mixer
 ) -> dict: # color, marker, ls, and more for `plot`
@@ -208,10 +218,11 @@ def line_look(
     light = np.dot(look['color'][:3], (.3,.59,.11))>.7      # yellow on white
     k = MIXER_ORDER.index(name) if name in MIXER_ORDER else sum(map(ord, name)) % len(DASHES)
     strong = name in ('none', 'msmix')
-    return dict(color='.25' if name=='none' else tuple(.72*np.array(look['color'])) if light else look['color'], marker=look['marker'], ls=DASHES[k], ms=4.5 if strong else 3.8,
+    color  = '.25' if name=='none' else tuple(.72*np.array(look['color'])) if light else look['color']
+    return dict(color=color, marker=look['marker'], ls=DASHES[k], ms=4.5 if strong else 3.8,
                 lw=1.6 if strong else 1, mec='w', mew=.4, zorder=4 if strong else 3)
 
-# %% ../nbs/43_robustness.ipynb #c49
+# %% ../nbs/43_robustness.ipynb #c51
 def plot_lines(
     table, # Columns mixer, x, mean, low, high
     x: str, # Column of the horizontal axis
@@ -230,7 +241,7 @@ def plot_lines(
         ax.vlines(at[own], o.low[own], o.high[own], color=look['color'], lw=.9, zorder=2)
     return ax
 
-# %% ../nbs/43_robustness.ipynb #c51
+# %% ../nbs/43_robustness.ipynb #c53
 def plot_dots(
     table, # Columns `row`, mixer, mean, low, high
     row: str, # Column of the rows
@@ -254,14 +265,14 @@ def plot_dots(
     ax.set_yticklabels(list(rows.values()), **dict(fontsize=7, linespacing=.85) if any('\n' in o for o in rows.values()) else {})
     return ax
 
-# %% ../nbs/43_robustness.ipynb #c53
+# %% ../nbs/43_robustness.ipynb #c55
 def short_difference(
     metric: str, # One of `METRICS`
 ) -> str:
     "Label of an axis with differences to the baseline, with an arrow to the better side"
     return f'Δ {METRICS[metric]} ' + ('(better →)' if HIGHER_IS_BETTER[metric] else '(← better)')
 
-# %% ../nbs/43_robustness.ipynb #c55
+# %% ../nbs/43_robustness.ipynb #c57
 def mixer_key(
     target, # Figure or axes
     mixers, # In order
@@ -274,10 +285,10 @@ def mixer_key(
     keys = [Line2D([], [], label=names(o), **line_look(o) | ({} if lines else dict(ls=''))) for o in mixers]
     return target.legend(handles=keys, **dict(handlelength=2.6 if lines else 1) | kwargs)
 
-# %% ../nbs/43_robustness.ipynb #c61
+# %% ../nbs/43_robustness.ipynb #c63
 PLACE = ['dataset', 'backbone', 'variant']
 
-# %% ../nbs/43_robustness.ipynb #c62
+# %% ../nbs/43_robustness.ipynb #c64
 def places_of(
     frame, # With columns `PLACE`
 ) -> dict: # (dataset, backbone, variant) -> title
@@ -286,7 +297,7 @@ def places_of(
     key   = lambda o: (o[0], in_order([p[1] for p in found], BACKBONES).index(o[1]), o[2])
     return {o: ', '.join(o if len({p[2] for p in found})>1 else o[:2]) for o in sorted(found, key=key)}
 
-# %% ../nbs/43_robustness.ipynb #c63
+# %% ../nbs/43_robustness.ipynb #c65
 def at_place(
     frame, # With columns `PLACE`
     place, # (dataset, backbone, variant)
@@ -294,7 +305,7 @@ def at_place(
     "The rows of one place"
     return frame[(frame[PLACE]==list(place)).all(axis=1)]
 
-# %% ../nbs/43_robustness.ipynb #c66
+# %% ../nbs/43_robustness.ipynb #c68
 def shown_metrics(
     frame, # Rows of one dataset
     metrics=(), # Names asked for

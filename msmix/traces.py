@@ -44,7 +44,8 @@ def neighbours(
 ): # Numbers of clean rows, `(R,k)`
     "The nearest clean rows; raise `UsageError` if there are too few"
     from sklearn.neighbors import NearestNeighbors
-    if len(clean)<=k: raise UsageError(f"{len(clean)} clean rows with a sign are too few for {k} neighbours: keep more latents or lower neighbours")
+    if len(clean)<=k:
+        raise UsageError(f'{len(clean)} clean rows with a sign are too few for {k} neighbours: keep more latents or lower neighbours')
     return NearestNeighbors(n_neighbors=k).fit(clean).kneighbors(rows, return_distance=False)
 
 # %% ../nbs/44_traces.ipynb #c11
@@ -78,7 +79,8 @@ def chance(
     return float(np.mean(found)), float(np.quantile(found, .975))
 
 # %% ../nbs/44_traces.ipynb #c22
-LATENT_NUMBERS = ['n_clean', 'n_mixed', 'purity', 'chance', 'chance_high', 'clean_purity', 'silhouette', 'silhouette_chance', 'clean_silhouette']
+LATENT_NUMBERS = ['n_clean', 'n_mixed', 'purity', 'chance', 'chance_high', 'clean_purity',
+                  'silhouette', 'silhouette_chance', 'clean_silhouette']
 
 # %% ../nbs/44_traces.ipynb #c23
 def latent_numbers(
@@ -128,7 +130,7 @@ def embed(
     return (places[:len(a)], y[0][a]), (places[len(a):], y[1][b])
 
 # %% ../nbs/44_traces.ipynb #c31
-SIGNS = {-1: ('negative', '#0173b2', 'o', 'v'), 0: ('neutral', '.75', '.', 's'), 1: ('positive', '#de8f05', '+', '^')} # shown as, color, marks
+SIGNS = {-1: ('negative', '#0173b2', 'o', 'v'), 0: ('neutral', '.75', '.', 's'), 1: ('positive', '#de8f05', '+', '^')} # name, color, marks
 
 # %% ../nbs/44_traces.ipynb #c32
 def plot_signs(
@@ -208,7 +210,8 @@ def example_watched(
     "The made-up run with counts of what training saw"
     if run.mixer=='none': return run
     rng, names, t = np.random.default_rng([run.seed, *map(ord, run.backbone+run.mixer)]), run.modalities, np.arange(epochs)/epochs
-    ends = {'lam':(0.,1.)} | ({f'lam_{m}':(0.,1.) for m in names} | {f'intensity_{m}':(-3.,3.) for m in names} if run.mixer=='msmix' else {})
+    ends = {'lam':(0.,1.)}
+    if run.mixer=='msmix': ends |= {f'lam_{m}':(0.,1.) for m in names} | {f'intensity_{m}':(-3.,3.) for m in names}
     def draw(name, u):
         m = names.index(name.split('_')[1]) if '_' in name else 0
         if name.startswith('intensity'): return rng.normal(.2*m, .3+1.5*u*(3-m)/3, 400)
@@ -231,7 +234,7 @@ def modality_gaps(
             both = np.flatnonzero((x.sum(1)>0) & (y.sum(1)>0))
             if not len(both): continue
             mean = [course(o[both[-1:]], run.ranges[own[m]])['mean'].iloc[0] for m,o in ((a,x), (b,y))]
-            rows.append((run.dataset, run.backbone, run.variant, run.mixer, run.seed, a, b, mean[0]-mean[1], overlap(x[both[-1]], y[both[-1]])))
+            rows.append((*(getattr(run, o) for o in WATCHED[:5]), a, b, mean[0]-mean[1], overlap(x[both[-1]], y[both[-1]])))
     return pd.DataFrame(rows, columns=[*WATCHED[:5], 'one', 'other', 'gap', 'overlap'])
 
 # %% ../nbs/44_traces.ipynb #c53
