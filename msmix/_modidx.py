@@ -70,6 +70,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                            'msmix.cli.do_embed': ('cli.html#do_embed', 'msmix/cli.py'),
                            'msmix.cli.do_grid': ('cli.html#do_grid', 'msmix/cli.py'),
                            'msmix.cli.do_list': ('cli.html#do_list', 'msmix/cli.py'),
+                           'msmix.cli.do_merge': ('cli.html#do_merge', 'msmix/cli.py'),
                            'msmix.cli.do_notebook': ('cli.html#do_notebook', 'msmix/cli.py'),
                            'msmix.cli.do_predict': ('cli.html#do_predict', 'msmix/cli.py'),
                            'msmix.cli.do_prepare': ('cli.html#do_prepare', 'msmix/cli.py'),
