@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['parse_value', 'parse_pairs', 'do_list', 'do_prepare', 'do_synth', 'do_embed', 'do_train', 'do_predict', 'do_grid',
-           'do_table', 'do_merge', 'do_notebook', 'metrics_text', 'mean_sd', 'table_text', 'frames_to_csv',
-           'frames_to_h5', 'write_frames', 'OneLineParser', 'add_train_options', 'add_data_options', 'slots',
-           'add_job_options', 'add_result_options', 'make_parser', 'command_names', 'where_raised', 'main']
+           'do_table', 'do_merge', 'do_unmerge', 'do_notebook', 'metrics_text', 'mean_sd', 'table_text',
+           'frames_to_csv', 'frames_to_h5', 'write_frames', 'OneLineParser', 'add_train_options', 'add_data_options',
+           'slots', 'add_job_options', 'add_result_options', 'make_parser', 'command_names', 'where_raised', 'main']
 
 # %% ../nbs/50_cli.ipynb #8811611b
 import argparse, json, sys
@@ -102,6 +102,12 @@ def do_merge(args):
     "All runs of a folder in one file, without weights and latents"
     from msmix.results import merge_runs
     print(f'{merge_runs(args.dir, args.dst)} runs in {args.dst}')
+
+# %% ../nbs/50_cli.ipynb #9edc5230
+def do_unmerge(args):
+    "Run files from a merged file, where there are none yet"
+    from msmix.results import unmerge_runs
+    print(f'{unmerge_runs(args.src, args.dir)} runs written below {args.dir}')
 
 # %% ../nbs/50_cli.ipynb #0b0407b2
 def do_notebook(args):
@@ -263,6 +269,9 @@ def add_result_options(add):
     p = add('merge', do_merge)
     p.add_argument('dir', help='results folder')
     p.add_argument('dst', help='merged file to write, .h5')
+    p = add('unmerge', do_unmerge)
+    p.add_argument('src', help='merged file')
+    p.add_argument('dir', help='results folder')
     p = add('notebook', do_notebook)
     p.add_argument('notebook', help='notebook with a cell tagged parameters')
     p.add_argument('out', help='executed notebook to write')

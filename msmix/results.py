@@ -7,7 +7,8 @@ __all__ = ['ATTRIBUTES', 'PACK_ABOVE', 'COLUMNS', 'path_part', 'run_path', 'sha2
            'bare_source', 'module_source', 'code_sum', 'to_json', 'identity', 'versions', 'git_commit', 'peak_memory',
            'Run', 'example_run', 'hidden_name', 'parse_hidden', 'write_array', 'write_run', 'read_arrays', 'read_run',
            'file_identity', 'check_target', 'write_file', 'save_run', 'load_run', 'run_differences', 'iter_runs',
-           'run_rows', 'stale_runs', 'runs_frame', 'load_runs', 'missing_runs', 'asked_for', 'merge_runs']
+           'run_rows', 'stale_runs', 'runs_frame', 'load_runs', 'missing_runs', 'asked_for', 'merge_runs',
+           'unmerge_runs']
 
 # %% ../nbs/32_results.ipynb #0767a2b6
 import ast, hashlib, importlib.metadata, importlib.util, io, itertools, json, os, platform, re, subprocess, tempfile, tokenize, warnings
@@ -511,3 +512,18 @@ def merge_runs(
         for run in runs: write_run(f.create_group('/'.join(map(str, run.key))), run, shared)
     write_file(dst, write)
     return len(runs)
+
+# %% ../nbs/32_results.ipynb #6ac8e02e
+def unmerge_runs(
+    src, # Merged file
+    results, # Folder of results
+) -> int: # Number of run files written
+    "Write the runs of a merged file as run files, where there is none yet; raise `UsageError` if one of another configuration is there"
+    done = 0
+    for run,_ in iter_runs(src):
+        path = run_path(results, *run.key)
+        check_target(path, run.identity)
+        if file_identity(path) or run.config.get('recipe', {}).get('keep_latents'): continue
+        save_run(run, results)
+        done += 1
+    return done
