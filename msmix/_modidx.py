@@ -257,7 +257,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                             'msmix.jobs.Job.state': ('jobs.html#job.state', 'msmix/jobs.py'),
                             'msmix.jobs.Limits': ('jobs.html#limits', 'msmix/jobs.py'),
                             'msmix.jobs.State': ('jobs.html#state', 'msmix/jobs.py'),
-                            'msmix.jobs._ended': ('jobs.html#_ended', 'msmix/jobs.py'),
                             'msmix.jobs.clear_state': ('jobs.html#clear_state', 'msmix/jobs.py'),
                             'msmix.jobs.end_above': ('jobs.html#end_above', 'msmix/jobs.py'),
                             'msmix.jobs.free_slots': ('jobs.html#free_slots', 'msmix/jobs.py'),

@@ -285,13 +285,14 @@ def check_data(
 # %% ../nbs/36_grid.ipynb #3a98420f
 def check_settings(
     config: dict, # From `check_config`
+    here: bool=True, # Will the runs be on this machine?
 ):
-    "Raise `UsageError` if a variant names a setting or option that does not exist, or if the device cannot be used"
+    "Raise `UsageError` if a variant names a setting or option that does not exist, or if the device cannot be used here and is to be"
     from msmix.backbones import check_options
     from msmix.core import set_up_torch
     from msmix.experiment import pick_device
     from msmix.recipes import find_recipe
-    set_up_torch(pick_device(config['device']))
+    if here: set_up_torch(pick_device(config['device']))
     for c in parts(config).values():
         for dataset, backbone, settings in product(c['datasets'], c['backbones'], c['variants'].values()):
             recipe = find_recipe(backbone, dataset, settings)
@@ -476,11 +477,12 @@ def lock_folder(
 # %% ../nbs/36_grid.ipynb #0da42b5f
 def check_all(
     config: dict, # From `check_config`
+    here: bool=True, # Will the runs be on this machine, and not on a cluster?
 ) -> tuple[list[Job], list[Figure]]:
     "The runs and figures, after everything has been checked that can be before the first run"
     runs, figures = plan(config), figure_jobs(config)
     check_data(config)
-    check_settings(config)
+    check_settings(config, here)
     return runs, figures
 
 # %% ../nbs/36_grid.ipynb #490c5a41
@@ -574,7 +576,7 @@ def draw(
     "Draw what is outdated"
     todo = outdated(config, figures)
     if not todo: return []
-    for o in todo: o.job.run.unlink(missing_ok=True)      # Snakemake would delete it when it starts to draw
+    for f in (f for o in todo for f in o.files): Path(f).unlink(missing_ok=True)      # Snakemake would delete them when it starts to draw
     progress = Progress([o.job for o in todo], config['resources']['retries'])
     print(f'{len(todo)} figures to draw', flush=True)
     call('figures', progress)
@@ -620,7 +622,7 @@ def run_grid(
     if jobs is not None and jobs<1: raise UsageError(f"{jobs} CPU cores cannot do anything: pass -j 1 or more, or leave it out for all")
     changes = {k: v for k,v in dict(rerun=rerun, only=[*only]).items() if v}
     path, c, since = config_path(config), read_config(config, **changes), time.time()
-    runs, figures = check_all(c)
+    runs, figures = check_all(c, here=not profile)
     if dry_run:
         show_plan(c, runs, figures)
         return c

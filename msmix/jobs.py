@@ -187,7 +187,8 @@ def gpu_share(
     pause: float=1., # Seconds between looks
 ):
     "Hold slots and show this process one GPU only, for a while; gives the line of code that limits the kernel's memory, or ''"
-    limit = f'import torch; torch.cuda.set_per_process_memory_fraction({slots/of})' if gpus and slots<of else ''
+    own   = {'SLURM_JOB_ID', 'KUBERNETES_SERVICE_HOST'} & set(os.environ)      # a cluster has given this job its GPU for itself
+    limit = f'import torch; torch.cuda.set_per_process_memory_fraction({slots/of})' if gpus and slots<of and not own else ''
     if len(gpus)<2:
         yield limit
         return
@@ -206,12 +207,6 @@ class Limits(NamedTuple):
     slots: int = 1          # Of its GPU
     of: int = 1             # Slots per GPU
     folder: str = ''        # Of the slots; '': no GPU is chosen
-
-# %% ../nbs/35a_jobs.ipynb #9498f98a
-def _ended(error):
-    "Kind and message of the state that an error leaves"
-    text = ' '.join(str(error).split()) or type(error).__name__
-    return ('memory' if isinstance(error, (OutOfMemory, MemoryError)) else 'error'), text
 
 # %% ../nbs/35a_jobs.ipynb #4ec6fdb5
 @contextmanager

@@ -144,9 +144,10 @@ def overheads(
             names, values = (line.split('\t') for line in o.benchmark.read_text().splitlines()[:2])
             seconds = float(dict(zip(names, values))['s'])
             stages  = run_seconds(o.run)
+            resumed = o.log.exists() and 'goes on from epoch' in o.log.read_text(errors='replace')
         except (OSError, ValueError, KeyError, AttributeError): continue    # no such file, or not of this kind
         work = stages.get('train', 0) + stages.get('predict', 0)
-        if work<=seconds: found.append((seconds, 1-work/seconds))
+        if work<=seconds and not resumed: found.append((seconds, 1-work/seconds))
     return found
 
 # %% ../nbs/35b_progress.ipynb #28c8658b
@@ -170,7 +171,8 @@ def why_failed(
     "The last line that a failed run printed"
     lines = job.log.read_text(errors='replace').strip().splitlines() if job.log.exists() else []
     state = read_state(job.state)
-    if state and state.kind in ('killed', 'running'): return 'it was killed'
+    if state and state.kind=='killed': return 'it was killed'
+    if state and state.kind=='running': return 'it is still at work, or its state cannot be locked'
     return lines[-1].removeprefix('msmix: ') if lines else state.message if state else 'it was not started'
 
 # %% ../nbs/35b_progress.ipynb #cb70ffc4

@@ -148,7 +148,8 @@ def conclusion_by(
     by, # Columns of the condition
 ) -> str:
     "How many comparisons lean which way, every condition a family of its own"
-    return conclusion(table.assign(variant=[' '.join(map(str, o)) for o in table[list(by)].itertuples(index=False)]))
+    names = [o for o in ('variant', *by) if o in table]
+    return conclusion(table.assign(variant=[' '.join(map(str, o)) for o in table[names].itertuples(index=False)]))
 
 # %% ../nbs/43_robustness.ipynb #c35
 def counted(

@@ -252,13 +252,14 @@ def conclusion(
     better, worse = (c.low>0).where(up, c.high<0), (c.high<0).where(up, c.low>0)
     text = (f"Of {len(c)} comparisons with the baseline, the interval over seeds lies on the better side of zero in "
             f"{better.sum()}, on the worse side in {worse.sum()}, and contains zero in {(~(better|worse)).sum()}.")
+    text += f' Were there no difference at all, about {.05*len(c):.1f} would miss zero by chance.'
     if not tested.any(): return text + f' With fewer than {FEWEST_FOR_TEST} seeds, nothing is said about significance.'
     good, bad = (c.verdict.str.startswith(o).sum() for o in ('better', 'worse'))
     family = c[tested].groupby([o for o in FAMILY if o in c]).n.agg(['size','max'])
     mute = sum(fewest_seeds(k)>n for k,n in family.itertuples(index=False))
     text += (f" Of {tested.sum()} with {FEWEST_FOR_TEST} seeds or more, {good} {'is' if good==1 else 'are'} significantly better "
              f"and {bad} significantly worse after Holm's correction within a family ({len(family)} of them); "
-             "were there no difference at all, up to one family in 20 would show one.")
+             "were there no difference, up to one family in 20 would show one.")
     return text + f' In {mute} of them the seeds are too few for any p to survive the correction.' * bool(mute)
 
 # %% ../nbs/34_statistics.ipynb #1ef4e9c5

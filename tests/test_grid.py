@@ -30,7 +30,7 @@ def call(*argv):
 def test_plain_snakemake_and_msmix_grid_do_the_same(write, tmp_path):
     config = write()
     plain  = (BIN/'snakemake', '--configfile', config, '--cores', 2, '--directory', tmp_path)
-    code, _, err = call(*plain, '--dry-run')
+    code, _, err = call(*plain, '-np')
     assert code == 0 and not (tmp_path/'results').exists(), err
     code, _, err = call(*plain)
     assert code == 0, err
@@ -55,3 +55,11 @@ def test_plain_snakemake_and_msmix_grid_do_the_same(write, tmp_path):
 def test_options_of_a_call_are_checked(write, refused):
     refused("unknown experiment of", 'grid', write(), '--only', 'man')
     refused('not allowed with argument', 'grid', write(), '--no-figures', '--figures-only')
+
+
+def test_both_configurations_of_experiments_vary_the_same_settings():
+    read = lambda name: yaml.safe_load((ROOT/'workflow'/'config'/f'{name}.yaml').read_text())['experiments']
+    ours, paper = read('mosi_open'), read('paper')
+    shared = ours.keys() & paper.keys()
+    assert {'ablation', 'sensitivity', 'occlusion', 'limited'} <= shared
+    assert {k: ours[k].get('variants') for k in shared} == {k: paper[k].get('variants') for k in shared}

@@ -96,11 +96,11 @@ def test_a_killed_run_and_a_killed_kernel_are_made_again(grid, undisturbed, mome
     run = wait_for(lambda: driver_of(process, 'none'), process)[-1]
     kernel_of_run = wait_for(lambda: run.children(recursive=True), process)[0]
     other = wait_for(lambda: [k for o in driver_of(process, 'msmix') for k in o.children() if 'ipykernel' in ' '.join(k.cmdline())], process)[0]
-    time.sleep(moment(4))
-    for o in (run, other):
-        if o.is_running(): o.kill()
+    time.sleep(moment(1.5))               # less than a kernel needs to start and to train
+    for o in (run, other): o.kill()
     wait_for(lambda: has_ended(kernel_of_run))
     assert process.wait(LIMIT) == 0, (g.folder/'1.txt').read_text()
+    assert (g.results/'logs'/'grid.txt').read_text().count('--attempt 1 ') == 2      # Snakemake says which commands failed
     g.equals(undisturbed)
 
 
