@@ -17,7 +17,7 @@ from .metrics import HIGHER_IS_BETTER, METRICS
 from .names import BACKBONES, UsageError
 from .plots import mixer_look
 from .results import hidden_name, parse_hidden
-from .statistics import MIXER_ORDER, compare_one, conclusion, in_order, judged, t_interval
+from .statistics import MIXER_ORDER, compare_one, conclusion, in_order, judged, pair_up, sides, t_interval
 
 # %% ../nbs/43_robustness.ipynb #c05
 def example_hidden(
@@ -134,10 +134,7 @@ def compare_by(
     baseline: str='none', # Mixer compared with
 ) -> pd.DataFrame: # `by`, mixer, metric, n, mean, low, high, effect, correlation, p, p_holm, verdict
     "Every mixer against the baseline within every condition, seed by seed"
-    part = frame.loc[frame[value].notna(), [*by, 'mixer', 'seed', value]]
-    base = part[part.mixer==baseline].rename(columns={value:'base'}).drop(columns='mixer')
-    both = part[part.mixer!=baseline].rename(columns={value:'value'}).merge(base, on=[*by,'seed'])
-    both = both.assign(difference=both.value-both.base)
+    both = pair_up(frame, value, [*by, 'seed'], ['mixer'], frame.mixer==baseline)
     rows = [dict(zip([*by,'mixer'], key)) | dict(metric=metric) | compare_one(g) for key,g in both.groupby([*by,'mixer'])]
     out  = pd.DataFrame(rows, columns=[*by, 'mixer', 'metric', 'n', 'mean', 'low', 'high', 'effect', 'correlation', 'p'])
     return judged(out, [*by, 'metric'])
@@ -168,11 +165,10 @@ def leanings(
     "Which intervals exclude zero on which side, within every condition"
     found = []
     for key,g in table.groupby(list(by), sort=False):
-        up = g.metric.map(HIGHER_IS_BETTER)
-        sides = {'better': (g.low>0).where(up, g.high<0), 'worse': (g.high<0).where(up, g.low>0)}
+        lean = dict(zip(('better', 'worse'), sides(g)))
         name  = lambda o: f"{o.mixer} {o.mean:+.{digits}f} ({o.low:+.{digits}f} to {o.high:+.{digits}f})"
-        parts = [f"{side}: {', '.join(map(name, g[which].itertuples()))}" for side,which in sides.items() if which.any()]
-        few, rest = g.low.isna().sum(), (~(sides['better']|sides['worse']) & g.low.notna()).sum()
+        parts = [f"{side}: {', '.join(map(name, g[which].itertuples()))}" for side,which in lean.items() if which.any()]
+        few, rest = g.low.isna().sum(), (~(lean['better']|lean['worse']) & g.low.notna()).sum()
         parts += [f'interval contains zero: {rest}']*bool(rest) + [f'points only: {few}']*bool(few)
         found.append(f"{', '.join(map(str, key))}: {'; '.join(parts)}")
     return found

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FEWEST_FOR_INTERVAL', 'FEWEST_FOR_TEST', 'FAMILY', 'MIXER_ORDER', 't_interval', 'weighted_corr', 'weighted_f1',
            'weighted_metric', 'check_pairs', 'two_level_bootstrap', 'permutation_p', 'holm', 'fewest_seeds',
-           'effect_size', 'verdict', 'paired', 'compare_one', 'judged', 'compare', 'conclusion', 'paired_to',
-           'compare_to', 'ratios_to', 'main_effects', 'summarise', 'training_effort', 'in_order', 'cell_text',
-           'marks_of', 'table_rows', 'table_parts', 'gt_table', 'split_mark', 'html_table', 'latex_table']
+           'effect_size', 'verdict', 'pair_up', 'paired', 'compare_one', 'judged', 'compare', 'sides', 'conclusion',
+           'paired_to', 'compare_to', 'ratios_to', 'main_effects', 'summarise', 'training_effort', 'in_order',
+           'cell_text', 'marks_of', 'table_rows', 'table_parts', 'gt_table', 'split_mark', 'html_table', 'latex_table']
 
 # %% ../nbs/34_statistics.ipynb #5c271781
 import itertools
@@ -176,6 +176,20 @@ def verdict(
     if p<=level: return f'{side} (p = {p:.2g})'
     return f'no significant difference (p = {p:.2g})'
 
+# %% ../nbs/34_statistics.ipynb #19f1f41a
+def pair_up(
+    frame, # One row per seed and condition
+    value: str, # Its column; rows without it are left out
+    keys, # Columns that both sides share, the seed among them
+    others, # Columns that tell the compared ones apart
+    own, # Which rows are the reference's, bool as `frame`
+) -> pd.DataFrame: # `keys`, `others`, base, value, difference
+    "Every row beside the reference's of the same keys; rows without a partner are left out"
+    there = frame[value].notna()
+    base = frame.loc[there & own, [*keys, value]].rename(columns={value:'base'})
+    both = frame.loc[there & ~own, [*keys, *others, value]].rename(columns={value:'value'}).merge(base, on=list(keys))
+    return both.assign(difference=both.value-both.base)
+
 # %% ../nbs/34_statistics.ipynb #9916af0f
 def paired(
     frame, # As `load_runs` gives it
@@ -187,10 +201,8 @@ def paired(
     choose(metric, METRICS, 'metric')
     if len(frame): choose(split, sorted(frame.split.unique()), 'split')
     keys = ['dataset', 'backbone', 'variant', 'seed']
-    part = frame.loc[(frame.split==split) & frame[metric].notna(), [*keys, 'mixer', metric]]
-    base = part[part.mixer==baseline].rename(columns={metric:'base'}).drop(columns='mixer')
-    both = part[part.mixer!=baseline].rename(columns={metric:'value'}).merge(base, on=keys)
-    both = both.assign(metric=metric, difference=both.value-both.base)
+    part = frame[frame.split==split]
+    both = pair_up(part, metric, keys, ['mixer'], part.mixer==baseline).assign(metric=metric)
     columns = ['dataset', 'backbone', 'variant', 'mixer', 'metric', 'seed', 'base', 'value', 'difference']
     return both.sort_values(columns[:6])[columns].reset_index(drop=True)
 
@@ -239,6 +251,14 @@ def compare(
     columns = [*keys, 'n', 'mean', 'low', 'high', 'boot_low', 'boot_high', 'correlation', 'effect', 'p']
     return judged(pd.DataFrame(rows, columns=columns))
 
+# %% ../nbs/34_statistics.ipynb #1b1f5f4a
+def sides(
+    rows, # Comparisons with metric, low and high
+) -> tuple: # Better, worse; bool as `rows`
+    "Which intervals lie wholly on the better side of zero, and which on the worse"
+    up = rows.metric.map(HIGHER_IS_BETTER).astype(bool)
+    return (rows.low>0).where(up, rows.high<0), (rows.high<0).where(up, rows.low>0)
+
 # %% ../nbs/34_statistics.ipynb #6ffde08b
 def conclusion(
     comparison, # As `compare` gives it
@@ -248,8 +268,7 @@ def conclusion(
     if not len(comparison): return 'There is nothing to compare.'
     if not len(c):
         return f'No comparison has {FEWEST_FOR_INTERVAL} seeds or more, so there are points only and no conclusion.'
-    up, tested = c.metric.map(HIGHER_IS_BETTER), c.p_holm.notna()
-    better, worse = (c.low>0).where(up, c.high<0), (c.high<0).where(up, c.low>0)
+    (better, worse), tested = sides(c), c.p_holm.notna()
     text = (f"Of {len(c)} comparisons with the baseline, the interval over seeds lies on the better side of zero in "
             f"{better.sum()}, on the worse side in {worse.sum()}, and contains zero in {(~(better|worse)).sum()}.")
     text += f' Were there no difference at all, about {.05*len(c):.1f} would miss zero by chance.'
@@ -271,12 +290,11 @@ def paired_to(
 ) -> pd.DataFrame: # dataset, backbone, mixer, variant, metric, seed, base, value, difference
     "Metric of every other mixer and variant beside the reference's, seed by seed"
     choose(metric, METRICS, 'metric')
-    keys = ['dataset', 'backbone', 'seed']
-    part = frame.loc[(frame.split==split) & frame[metric].notna(), [*keys, 'mixer', 'variant', metric]]
+    part = frame[frame.split==split]
     own  = (part.mixer==reference[0]) & (part.variant==reference[1])
-    both = part[~own].rename(columns={metric:'value'}).merge(part.loc[own, [*keys, metric]].rename(columns={metric:'base'}), on=keys)
+    both = pair_up(part, metric, ['dataset','backbone','seed'], ['mixer','variant'], own).assign(metric=metric)
     columns = ['dataset', 'backbone', 'mixer', 'variant', 'metric', 'seed', 'base', 'value', 'difference']
-    return both.assign(metric=metric, difference=both.value-both.base).sort_values(columns[:6])[columns].reset_index(drop=True)
+    return both.sort_values(columns[:6])[columns].reset_index(drop=True)
 
 # %% ../nbs/34_statistics.ipynb #4ed9e969
 def compare_to(
