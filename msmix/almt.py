@@ -11,7 +11,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from .core import Latents, Masks, Encoded, Fused, UsageError
-from .layers import per_modality, lead_modality
+from .layers import Dropout, per_modality, lead_modality
 from .attention import attend, allowed_keys
 from .backbones import Backbone, rename_keys
 
@@ -30,11 +30,11 @@ class TokenLayer(nn.Module):
     ):
         super().__init__()
         w = head_width or max(1, d//heads)
-        self.heads, self.drop = heads, nn.Dropout(dropout)
+        self.heads, self.drop = heads, Dropout(dropout)
         self.norm_q, self.norm_k, self.norm_v, self.norm = (nn.LayerNorm(d, bias=b) for b in (True,False,True,True))
         self.to_q, self.to_k, self.to_v = (nn.Linear(d, heads*w, bias=False) for _ in range(3))
         self.out = out_projection(d, heads, w)
-        self.ff = nn.Sequential(nn.Linear(d, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, d))
+        self.ff = nn.Sequential(nn.Linear(d, hidden), nn.GELU(), Dropout(dropout), nn.Linear(hidden, d))
 
     def forward(self, x: Tensor, kv: Tensor, allow: Tensor|None=None) -> Tensor:
         "`x (B,Lq,d)` looks at `kv (B,Lk,d)`, where `allowed_keys` lets it"
@@ -76,7 +76,7 @@ class HyperLayer(nn.Module):
         super().__init__()
         w = max(1, d//heads)
         per_other = lambda make: nn.ModuleDict({m: make() for m in others})
-        self.heads, self.drop = heads, nn.Dropout(dropout)
+        self.heads, self.drop = heads, Dropout(dropout)
         self.norm_q, self.norms = nn.LayerNorm(d), per_other(lambda: nn.LayerNorm(d))
         self.to_q = nn.Linear(d, heads*w, bias=False)
         self.to_k, self.to_v = (per_other(lambda: nn.Linear(d, heads*w, bias=False)) for _ in range(2))

@@ -12,7 +12,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from .core import Latents, Masks, Encoded, Fused, UsageError
-from .layers import per_modality, lead_modality
+from .layers import Dropout, per_modality, lead_modality
 from .attention import Encoder
 from .backbones import Backbone, rename_keys
 
@@ -131,7 +131,7 @@ class Weigh(nn.Module):
     def __init__(self, width: int, M: int, dropout: float=.3):
         super().__init__()
         self.scale = width**-.5
-        self.mlp = nn.Sequential(nn.Linear(M*width, width), nn.Dropout(dropout), nn.ReLU(), nn.Linear(width, M))
+        self.mlp = nn.Sequential(nn.Linear(M*width, width), Dropout(dropout), nn.ReLU(), nn.Linear(width, M))
 
     def forward(self, h: Tensor) -> Tensor:
         "`(B,M,width)` to weights `(B,M,1)` that sum to 1"

@@ -12,7 +12,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from .core import Latents, Masks, Encoded, Fused, UsageError, choose, masked_mean
-from .layers import per_modality, lead_modality, last_step
+from .layers import Dropout, over_steps, per_modality, lead_modality, last_step
 from .attention import zero_padding
 from .backbones import Backbone, rename_keys
 
@@ -42,7 +42,7 @@ class BiRNN(nn.Module):
         x: Tensor, # `(B,L,d)`
         mask: Tensor|None=None, # `(B,L)`
     ) -> tuple[Tensor,Tensor]: # All steps `(B,L,2*hidden)`; the last of each direction, `(B,2,hidden)`
-        fwd, bwd = self.fwd(x)[0], self.bwd(reverse_steps(x, mask))[0]
+        fwd, bwd = over_steps(self.fwd, x, mask), over_steps(self.bwd, reverse_steps(x, mask), mask)
         last = torch.stack([last_step(fwd, mask), last_step(bwd, mask)], 1)
         return torch.cat([fwd, reverse_steps(bwd, mask)], -1), last
 
@@ -126,7 +126,7 @@ class MISA(Backbone):
         self.recon = nn.ModuleDict({m: nn.Linear(width, width) for m in dims})
         self.transformer = nn.TransformerEncoderLayer(width, heads, inner, transformer_dropout, batch_first=True)
         wide = len(dims)*width
-        self.head = nn.Sequential(nn.Linear(2*wide, wide), nn.Dropout(dropout), nn.ReLU(), nn.Linear(wide, 1))
+        self.head = nn.Sequential(nn.Linear(2*wide, wide), Dropout(dropout), nn.ReLU(), nn.Linear(wide, 1))
 
     def encode(self, x: Latents, mask: Masks|None=None) -> Encoded:
         "One vector per modality: the lead's mean, the others read from both ends; projected"

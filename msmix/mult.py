@@ -10,7 +10,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from .core import Latents, Masks, Encoded, Fused
-from .layers import per_modality, lead_modality, last_step
+from .layers import Dropout, per_modality, lead_modality
 from .attention import Encoder, zero_padding
 from .backbones import Backbone, rename_keys
 
@@ -63,7 +63,7 @@ class MulT(Backbone):
         kernel, drop = per_modality(kernel, dims, 'kernel'), per_modality(attn_dropout, dims, 'attn_dropout')
         rest = dict(relu_dropout=relu_dropout, res_dropout=res_dropout, embed_dropout=embed_dropout)
         self.latent_dims = {m: width for m in dims}
-        self.lead_drop, self.drop = nn.Dropout(lead_dropout), nn.Dropout(output_dropout)
+        self.lead_drop, self.drop = Dropout(lead_dropout), Dropout(output_dropout)
         cross = lambda o: Encoder(width, heads, layers, drop[o], **rest)
         wide, all_wide = (len(dims)-1)*width, len(dims)*(len(dims)-1)*width
         self.proj = nn.ModuleDict({m: Projection(d, width, kernel[m]) for m,d in dims.items()
@@ -85,7 +85,7 @@ class MulT(Backbone):
     def listen(self, m: str, z: Latents, mask: Masks) -> Tensor: # `(B,(M-1)*width)`
         "What modality `m` has heard from all others, at its last step"
         heard = [enc(z[m], mask[m], z[o], mask[o], self.future_mask) for o,enc in self.cross[m].items()]
-        return last_step(self.memory[m](torch.cat(heard, -1), mask[m], future=self.future_mask), mask[m])
+        return self.memory[m].last(torch.cat(heard, -1), mask[m], self.future_mask)
 
     def fuse(self, z: Latents, mask: Masks|None=None, n_clean: int|None=None) -> Fused:
         "Crossmodal and self attention, head"

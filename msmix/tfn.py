@@ -12,7 +12,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from .core import Latents, Masks, Encoded, Fused, UsageError
-from .layers import SubNet, LSTMSubNet, per_modality, lead_modality, with_one
+from .layers import Dropout, SubNet, LSTMSubNet, per_modality, lead_modality, with_one
 from .backbones import Backbone, rename_keys
 
 # %% ../nbs/11_tfn.ipynb #617871a9
@@ -81,7 +81,7 @@ class TFN(VectorBackbone):
     ):
         super().__init__(dims, label_range, lengths, hidden, lead_out, dropout, lead, through_padding, average_padding)
         self.order = [m for m in dims if m!=self.lead] + [self.lead]
-        self.drop = nn.Dropout(post_dropout)
+        self.drop = Dropout(post_dropout)
         self.linear_1 = nn.Linear(outer_width(self.latent_dims), post)
         self.linear_2, self.linear_3 = nn.Linear(post, post), nn.Linear(post, 1)
 
