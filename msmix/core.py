@@ -7,6 +7,7 @@ __all__ = ['Latents', 'Masks', 'STREAMS', 'Encoded', 'Fused', 'Mixed', 'length_m
            'stack_rows', 'stream_seed', 'generator', 'set_up_torch']
 
 # %% ../nbs/00_core.ipynb #0b9e9629
+import os
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -114,6 +115,7 @@ def set_up_torch(
     threads: int|None=None, # CPU threads; None leaves PyTorch's choice
 ) -> torch.device:
     "Make runs repeatable and denormal numbers cheap; raise `UsageError` if `device` is not there"
+    os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
     try:
         device = torch.device(device)
         torch.empty(0, device=device)

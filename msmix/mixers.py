@@ -96,6 +96,10 @@ class Mixer(nn.Module):
         if key not in self._generators: self._generators[key] = torch.Generator(device).manual_seed(self.seed)
         return self._generators[key]
 
+    def generators(self) -> list[torch.Generator]:
+        "All generators that were drawn from"
+        return list(self._generators.values())
+
     def random_state(self) -> dict:
         "Where the mixer's random numbers stand, for a checkpoint"
         return {k: g.get_state() for k,g in self._generators.items()}

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['LOSSES', 'BINS', 'predictor', 'modal_losses', 'clean_and_mixed', 'Step', 'train_step', 'total_loss', 'loss_weights',
            'make_optimiser', 'cosine_factor', 'make_schedule', 'advance', 'epoch_means', 'histogram', 'Passes',
-           'Trainer']
+           'on_device', 'Trainer']
 
 # %% ../nbs/30_train.ipynb #3971607d
 import copy, math, time
+from functools import partial
 from typing import NamedTuple
 import torch
 from torch import nn, Tensor
@@ -19,6 +20,7 @@ from .names import RunFailed
 from .backbones import Backbone, param_groups
 from .mixers import Mixer
 from .data import Batch, Split, epoch_batches
+from .capture import Captured
 from .checkpoint import Checkpoint
 
 # %% ../nbs/30_train.ipynb #7f63006d
@@ -56,11 +58,12 @@ def clean_and_mixed(
     backbone: Backbone,
     mixer: Mixer,
     batch: Batch,
+    place: str|None=None, # Where to mix, 'cut' or 'input'; None: ask the mixer
 ) -> tuple[Encoded, Mixed]: # Both at the cut
     "The latents of a batch, and the rows mixed of it"
     x, mask = backbone.embed(batch.x, batch.mask)
     clean = backbone.encode(x, mask)
-    if mixer.place()=='cut':
+    if (place or mixer.place())=='cut':
         return clean, mixer(clean.z, batch.y, mask=clean.mask, labels=batch.labels, predict=predictor(backbone))
     mixed = mixer(x, batch.y, mask=mask, labels=batch.labels)
     again = backbone.encode(mixed.z, mixed.mask)
@@ -78,10 +81,11 @@ def train_step(
     mixer: Mixer,
     batch: Batch,
     loss: str='l1', # Task loss, a key of `LOSSES`
+    place: str|None=None, # Where to mix; None: ask the mixer
 ) -> Step:
     "All losses of one training step"
     task, B = LOSSES[loss], len(batch.y)
-    clean, mixed = clean_and_mixed(backbone, mixer, batch)
+    clean, mixed = clean_and_mixed(backbone, mixer, batch, place)
     out = backbone.fuse(stack_rows(clean.z, mixed.z), stack_rows(clean.mask, mixed.mask), n_clean=B)
     losses = {'task': task(out.pred[:B], batch.y)}
     if len(mixed.y): losses['mix'] = task(out.pred[B:], mixed.y)
@@ -112,12 +116,14 @@ def make_optimiser(
     backbone: Backbone,
     mixer: Mixer, # Its parameters train with the backbone's
     recipe, # `msmix.recipes.Recipe`
+    capture: bool=False, # Will its steps be captured?
 ) -> torch.optim.Optimizer:
     "Adam or AdamW over named groups of both"
     groups = param_groups(backbone, recipe.lr, recipe.weight_decay, recipe.groups, recipe.leave_out)
     own = list(mixer.parameters())
     if own: groups.append({'name':'mixer', 'params':own, 'lr':recipe.lr, 'weight_decay':recipe.weight_decay})
-    return {'adam':torch.optim.Adam, 'adamw':torch.optim.AdamW}[recipe.optimiser](groups)
+    if capture: groups = [{**g, 'lr': torch.tensor(g['lr'], device=g['params'][0].device)} for g in groups]
+    return {'adam':torch.optim.Adam, 'adamw':torch.optim.AdamW}[recipe.optimiser](groups, fused=True, capturable=capture)
 
 # %% ../nbs/30_train.ipynb #6f79eb20
 def cosine_factor(
@@ -150,20 +156,19 @@ def advance(
     if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau): schedule.step(loss)
     else: schedule.step()
 
-# %% ../nbs/30_train.ipynb #ea5d48e2
+# %% ../nbs/30_train.ipynb #ecf16835
 def epoch_means(
-    record: list[Tensor], # One `(K,)` per step
-    names: list[str], # K names
+    losses: dict[str,Tensor], # One value per step each, `(steps,)`
     epoch: int, # From 1, for the message
 ) -> dict[str,float]: # Mean of each loss
     "Losses of an epoch, on the host; raise `RunFailed` where one is not finite"
-    values = torch.stack(record).cpu()
+    values = torch.stack(list(losses.values())).cpu()
     bad = ~values.isfinite()
     if bad.any():
-        step, part = (int(o) for o in bad.nonzero()[0])
-        raise RunFailed(f"loss part '{names[part]}' is {values[step,part]:.3g} at epoch {epoch}, step {step+1} of {len(record)}: "
+        step, part = (int(o) for o in bad.T.nonzero()[0])
+        raise RunFailed(f"loss part '{list(losses)[part]}' is {values[part,step]:.3g} at epoch {epoch}, step {step+1} of {values.shape[1]}: "
                         "lower lr, set clip_norm, or look for extreme features (standardise)")
-    return dict(zip(names, values.mean(0).tolist()))
+    return dict(zip(losses, values.mean(1).tolist()))
 
 # %% ../nbs/30_train.ipynb #37007f3e
 BINS = 24 # Of a histogram
@@ -186,9 +191,10 @@ class Passes:
         mixer: Mixer,
         recipe, # `msmix.recipes.Recipe`
         device='cpu',
+        capture: bool=False, # Record steps as CUDA graphs: batches on the device, no text encoder
     ):
         self.backbone, self.mixer, self.recipe, self.device = backbone.to(device), mixer.to(device), recipe, torch.device(device)
-        self.weights, self.history, self.watched = loss_weights(recipe, mixer), {}, {}
+        self.weights, self.history, self.watched, self.capture = loss_weights(recipe, mixer), {}, {}, capture
 
     def amp(self):
         "bfloat16 where the recipe wants it"
@@ -200,25 +206,42 @@ class Passes:
         if self.recipe.clip_norm: nn.utils.clip_grad_norm_(params, self.recipe.clip_norm)
         if self.recipe.clip_value: nn.utils.clip_grad_value_(params, self.recipe.clip_value)
 
-    def train_epoch(self, split: Split, optimiser: torch.optim.Optimizer, batches: list[Tensor], epoch: int) -> dict[str,float]:
-        "One pass over the training set; mean losses by name"
+    def gradients(self, split: Split, place: str, index: Tensor) -> dict[str,Tensor]:
+        "Losses of a batch by name as `loss_…`, what is watched as `seen_…`; gradients are added to those that are there"
+        with self.amp():
+            losses, seen = train_step(self.backbone, self.mixer, split.batch(index), self.recipe.loss, place)
+            losses['total'] = total_loss(losses, self.weights)
+        losses['total'].backward()
+        return {**{f'loss_{k}': o.detach().float() for k,o in losses.items()}, **{f'seen_{k}': o.detach() for k,o in seen.items()}}
+
+    def update(self, optimiser: torch.optim.Optimizer) -> dict:
+        "Clip, step, forget the gradients; captured ones keep their place"
+        self.clip()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=not self.capture)
+        return {}
+
+    def steps(self, split: Split, optimiser: torch.optim.Optimizer):
+        "How gradients of a batch are computed and how they are used, captured or not; one record for each place of mixing"
+        at = {p: partial(self.gradients, split, p) for p in ('input','cut')}
+        update = partial(self.update, optimiser)
+        if self.capture: at, update = {p: Captured(o, self.mixer.generators) for p,o in at.items()}, Captured(update)
+        return at, update
+
+    def train_epoch(self, steps, batches: list[Tensor], epoch: int) -> dict[str,float]:
+        "One pass over the training set in `steps`; mean losses by name"
         self.backbone.train()
         self.mixer.train()
-        record, seen = [], {}
+        (at, update), record = steps, []
         for k,index in enumerate(batches, 1):
-            with self.amp():
-                losses, watch = train_step(self.backbone, self.mixer, split.batch(index), self.recipe.loss)
-                losses['total'] = total_loss(losses, self.weights)
-            losses['total'].backward()
-            record.append(torch.stack([o.detach().float() for o in losses.values()]))
-            for name,o in watch.items(): seen.setdefault(name, []).append(o.detach())
-            if k%self.recipe.accumulate and k<len(batches): continue
-            self.clip()
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        means = epoch_means(record, list(losses), epoch)
-        for name,o in seen.items(): self.watched.setdefault(name, []).append(histogram(o, *self.mixer.span(name)))
-        return means
+            record.append(at[self.mixer.place()](index))
+            if k%self.recipe.accumulate==0 or k==len(batches): update()
+        part = lambda kind: [k for k in record[0] if k.startswith(kind)]
+        losses = {k.removeprefix('loss_'): torch.stack([o[k] for o in record]) for k in part('loss_')}
+        for k in part('seen_'):
+            name = k.removeprefix('seen_')
+            self.watched.setdefault(name, []).append(histogram([o[k] for o in record], *self.mixer.span(name)))
+        return epoch_means(losses, epoch)
 
     @torch.no_grad()
     def predict(self,
@@ -237,15 +260,23 @@ class Passes:
         "Task loss of a split"
         return LOSSES[self.recipe.loss](self.predict(split), split.y.cpu()).item()
 
+# %% ../nbs/30_train.ipynb #2166ec2e
+def on_device(
+    batches: list[Tensor], # Numbers of clips
+    split: Split,
+) -> list[Tensor]: # The same where the split's tensors lie
+    "All batches of an epoch in one transfer"
+    return torch.cat(batches).to(split.y.device).split([len(o) for o in batches])
+
 # %% ../nbs/30_train.ipynb #5990eee2
 class Trainer(Passes):
     "Trains a backbone with a mixer after a recipe"
     def begin(self, seed: int):
         "Everything as it is before the first epoch"
-        self.optimiser = make_optimiser(self.backbone, self.mixer, self.recipe)
+        self.optimiser = make_optimiser(self.backbone, self.mixer, self.recipe, self.capture)
         self.schedule, self.order = make_schedule(self.optimiser, self.recipe), generator(seed, 'batches')
         self.history, self.watched, self.kept = {}, {}, {}
-        self.epochs, self.best_epoch, self.best, self.hit_cap, self.seconds = 0, 0, math.inf, False, 0.
+        self.epochs, self.best_epoch, self.best, self.hit_cap, self.seconds, self.taken = 0, 0, math.inf, False, 0., None
 
     def snapshot(self) -> dict:
         "All that the next epoch depends on, and what was found so far"
@@ -262,11 +293,13 @@ class Trainer(Passes):
         self.mixer.set_random_state(state['draws'])
         torch.set_rng_state(state['random'])
         if state['cuda'] is not None: torch.cuda.set_rng_state(state['cuda'], self.device)
+        self.taken = None
 
     def epoch(self, train: Split, valid: Split) -> dict[str,float]: # Also into the history
         "One epoch: train, validate, keep the weights if they are the best; raise `RunFailed` where a loss is not finite"
-        lr, batches = self.optimiser.param_groups[0]['lr'], epoch_batches(len(train), self.recipe.batch_size, self.order)
-        means = self.train_epoch(train, self.optimiser, batches, self.epochs+1)
+        if self.taken is None: self.taken = self.steps(train, self.optimiser)
+        lr, batches = float(self.optimiser.param_groups[0]['lr']), epoch_batches(len(train), self.recipe.batch_size, self.order)
+        means = self.train_epoch(self.taken, on_device(batches, train), self.epochs+1)
         loss = self.evaluate(valid)
         self.epochs += 1
         if not math.isfinite(loss): raise RunFailed(f"the validation loss is {loss} after epoch {self.epochs}: "
