@@ -165,6 +165,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                                   'msmix.experiment.Experiment.fit': ('experiment.html#experiment.fit', 'msmix/experiment.py'),
                                   'msmix.experiment.Experiment.save': ('experiment.html#experiment.save', 'msmix/experiment.py'),
                                   'msmix.experiment.build': ('experiment.html#build', 'msmix/experiment.py'),
+                                  'msmix.experiment.check_capture': ('experiment.html#check_capture', 'msmix/experiment.py'),
                                   'msmix.experiment.device_name': ('experiment.html#device_name', 'msmix/experiment.py'),
                                   'msmix.experiment.latents_at_cut': ('experiment.html#latents_at_cut', 'msmix/experiment.py'),
                                   'msmix.experiment.load_for': ('experiment.html#load_for', 'msmix/experiment.py'),

@@ -89,7 +89,7 @@ def stack_rows(
     return {m: None if a[m] is None else torch.cat([a[m], b[m]]) for m in a}
 
 # %% ../nbs/00_core.ipynb #b191bcf1
-STREAMS = ('weights', 'batches', 'mixer', 'dropout', 'subset', 'occlusion')
+STREAMS = ('weights', 'batches', 'mixer', 'dropout', 'subset', 'occlusion', 'latents')
 
 # %% ../nbs/00_core.ipynb #95601dcf
 def stream_seed(

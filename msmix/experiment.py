@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['NO_PART', 'modules_of', 'training_modules', 'pick_device', 'load_for', 'predict_splits', 'latents_at_cut',
-           'Experiment', 'device_name', 'build', 'run_one', 'predict_file']
+           'check_capture', 'Experiment', 'device_name', 'build', 'run_one', 'predict_file']
 
 # %% ../nbs/30a_experiment.ipynb #17e9856b
 import ast, inspect, time, warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 import torch
-from .core import UsageError, choose, masked_mean, set_up_torch, stream_seed
+from .core import UsageError, choose, generator, masked_mean, set_up_torch, stream_seed
 from .names import BACKBONES, MIXERS, resolve
 from .layers import lead_modality
 from .backbones import build_backbone
@@ -104,17 +104,31 @@ def predict_splits(
 def latents_at_cut(
     trainer: Trainer, # Trained
     split, # `msmix.data.Split` of training clips
+    seed: int, # The run's: it draws the clips
 ) -> dict|None: # `clean` (n,D), `clean_y` (n,), `mixed` (k,D), `mixed_y` (k,); None if the recipe keeps none
-    "Latents of the first clips, modalities side by side and averaged over time, and of rows mixed of them"
+    "Latents of some clips, modalities side by side and averaged over time, and of rows mixed of them"
     n, found = min(trainer.recipe.keep_latents, len(split)), {'clean':[], 'clean_y':[], 'mixed':[], 'mixed_y':[]}
     if not n: return None
     trainer.backbone.eval()
     flat = lambda o: torch.cat([z if z.dim()==2 else masked_mean(z, o.mask[m]) for m,z in o.z.items()], 1)
-    for index in torch.arange(n).split(trainer.recipe.batch_size):
+    for index in torch.randperm(len(split), generator=generator(seed, 'latents'))[:n].split(trainer.recipe.batch_size):
         batch = split.batch(index)
         clean, mixed = clean_and_mixed(trainer.backbone, trainer.mixer, batch)
         for k,o in zip(found, (flat(clean), batch.y[:,0], flat(mixed), mixed.y[:,0])): found[k].append(o.float().cpu())
     return {k: torch.cat(o).numpy() for k,o in found.items()}
+
+# %% ../nbs/30a_experiment.ipynb #bd4572c5
+def check_capture(
+    device: torch.device, # Where the run computes
+    split, # `msmix.data.Split` for training
+    recipe: Recipe,
+):
+    "Raise `UsageError` where steps cannot be captured"
+    if device.type!='cuda': reason = f'steps are captured on CUDA only, this run computes on {device.type}'
+    elif split.target is not None: reason = 'the dataset does not fit on the device, so its batches come from the host'
+    elif recipe.text_encoder: reason = 'a text encoder reads texts of changing lengths'
+    else: return
+    raise UsageError(f"capture=True is not possible: {reason}; leave capture out")
 
 # %% ../nbs/30a_experiment.ipynb #482178ba
 class Experiment:
@@ -131,6 +145,7 @@ class Experiment:
         device: str='auto', # Where to compute
         threads: int|None=None, # CPU threads; None leaves PyTorch's choice
         checkpoint: int=5, # Epochs from one checkpoint to the next; 0: none
+        capture: bool=False, # Record training steps as CUDA graphs; the numbers stay
     ):
         started = time.perf_counter()
         choose(backbone, BACKBONES, 'backbone'), choose(mixer, MIXERS, 'mixer')
@@ -145,7 +160,8 @@ class Experiment:
         self.code = code_sum(training_modules(backbone, mixer, bool(self.recipe.text_encoder or self.recipe.text_embedding)))
         self.identity = identity(self.config, self.data.sum, self.code)
         check_target(self.path, self.identity)
-        self.trainer = Trainer(self.backbone, self.mixer, self.recipe, self.device)
+        if capture: check_capture(self.device, self.data.splits['train'], self.recipe)
+        self.trainer = Trainer(self.backbone, self.mixer, self.recipe, self.device, capture)
         place = run_path(results, dataset, backbone, mixer, variant, seed, 'checkpoints')
         self.checkpoint = Checkpoint(place, f'{self.identity} {seed} {self.device.type}', checkpoint) if checkpoint else None
         self.seconds = {'load': time.perf_counter()-started}
@@ -167,7 +183,7 @@ class Experiment:
     def save(self, weights: bool=False) -> tuple[Run, Path]:
         "Predict validation and test split and write the run file; with `weights`, the backbone's too"
         started, t = time.perf_counter(), self.trainer
-        predictions, latents = predict_splits(t, self.data, self.source, self.names['seed']), latents_at_cut(t, self.data.splits['train'])
+        predictions, latents = predict_splits(t, self.data, self.source, self.names['seed']), latents_at_cut(t, self.data.splits['train'], self.names['seed'])
         self.seconds['predict'] = time.perf_counter()-started
         count = sum(p.numel() for m in (self.backbone, self.mixer) for p in m.parameters())
         run = Run(dataset=self.data.name, **self.names, config=self.config, identity=self.identity, data_sum=self.data.sum, code_sum=self.code,

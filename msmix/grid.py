@@ -30,7 +30,7 @@ PART      = ('datasets', 'backbones', 'mixers', 'seeds', 'variants', 'figures') 
 RESOURCES = {'memory': None, 'runs_per_gpu': 1, 'retries': 2}
 REQUIRED  = ('results', 'datasets')
 DEFAULTS  = {'backbones': None, 'mixers': None, 'seeds': None, 'variants': {'main': {}}, 'experiments': {}, 'figures': [], 'name': '', 'device': 'auto',
-             'threads': 1, 'save_weights': False, 'checkpoint': 5, 'resources': {}, 'only': [], 'rerun': False}
+             'threads': 1, 'save_weights': False, 'capture': False, 'checkpoint': 5, 'resources': {}, 'only': [], 'rerun': False}
 
 # %% ../nbs/36_grid.ipynb #af159898
 PICTURE = ('.svg', '.png', '.csv')
@@ -128,7 +128,7 @@ def check_config(
     for k in ('datasets', 'variants'): _need(isinstance(c[k], dict) and c[k], k, c[k], 'a mapping with one entry or more', where)
     _need(_whole(c['threads'], 1), 'threads', c['threads'], 'a whole number of 1 or more', where)
     _need(_whole(c['checkpoint'], 0), 'checkpoint', c['checkpoint'], 'a number of epochs, 0 for none', where)
-    for k in ('save_weights', 'rerun'): _need(isinstance(c[k], bool), k, c[k], 'true or false', where)
+    for k in ('save_weights', 'capture', 'rerun'): _need(isinstance(c[k], bool), k, c[k], 'true or false', where)
     _need(isinstance(c['name'], str) and not set(c['name']) & set('/\\:'), 'name', c['name'], 'a word without slashes', where)
     c = {**c, 'results': _path(c['results'], where), 'resources': _resources(c['resources'], where),
          'datasets': {k: _dataset(k, v, where) for k,v in c['datasets'].items()},
@@ -194,7 +194,7 @@ def run_job_of(
     run  = run_path(results, dataset, backbone, mixer, variant, seed)
     name = run.relative_to(results/'runs')
     p    = dict(data=data_path(config, dataset), backbone=backbone, mixer=mixer, seed=seed, variant=variant, results=str(results),
-                settings=config['variants'][variant], **{k: config[k] for k in ('device','threads','save_weights','checkpoint')})
+                settings=config['variants'][variant], **{k: config[k] for k in ('device','threads','save_weights','capture','checkpoint')})
     place = lambda kind, suffix: results/kind/name.with_suffix(suffix)
     return Job(run, place('notebooks', '.ipynb'), place('logs', '.txt'), {k: v for k,v in p.items() if k in known}, place('benchmarks', '.tsv'))
 
