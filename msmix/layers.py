@@ -53,7 +53,7 @@ def over_steps(
     group: int=16, # Clips that are read together on a CPU, G
 ) -> Tensor: # `(B,L,hidden)`; what stands in the padding has no meaning
     "The outputs of a recurrent network"
-    if mask is None or x.device.type!='cpu': return rnn(x)[0]
+    if mask is None or not len(x) or x.device.type!='cpu': return rnn(x)[0]
     lengths, order = mask.sum(1).clamp(min=1).sort()
     ends = [n[-1].item() for n in lengths.split(group)]
     parts = [F.pad(rnn(x[rows,:n])[0], (0,0,0,x.shape[1]-n)) for rows,n in zip(order.split(group), ends)]
