@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WAITS', 'machine', 'save_frame', 'load_frame', 'wait', 'seconds_of', 'in_turns', 'spread', 'by_mask', 'Counting',
-           'machine_rates', 'floor_seconds', 'Stepper', 'count_step', 'mixing_share', 'peak_bytes']
+           'machine_rates', 'floor_seconds', 'Stepper', 'count_step', 'mixing_share', 'peak_bytes', 'few_batches',
+           'rounds_for', 'measure_steps']
 
 # %% ../nbs/45_bench.ipynb #458a2986
 import itertools, os, platform, statistics, sys, time
@@ -19,6 +20,8 @@ from .core import UsageError
 from .data import epoch_batches
 from .experiment import Experiment
 from .results import git_commit, versions
+from .recipes import find_recipe
+from .synth import LIKE
 from .train import on_device
 
 # %% ../nbs/45_bench.ipynb #1b816b7d
@@ -252,3 +255,51 @@ def peak_bytes(
         work()
         return max(0, status('VmHWM')-before)
     return 0
+
+# %% ../nbs/45_bench.ipynb #cdf34558
+def few_batches(
+    like: str, # `mosi`, `mosei` or `sims`
+    backbone: str, # Name
+    batches: int=3, # At least so many full ones
+    batch_size: int|None=None, # None: the recipe's
+) -> str:
+    "A synthetic dataset that is large enough"
+    size = batch_size or find_recipe(backbone, f'synth-{like}').batch_size
+    return f'synth:{like}:{min(1, (batches*size+1)/LIKE[like].splits[0]):.4f}'
+
+# %% ../nbs/45_bench.ipynb #5713a4c8
+def rounds_for(
+    first: float, # Seconds of one round
+    budget: float, # Seconds for all
+) -> int:
+    "As many rounds as fit, from 3 to 30"
+    return max(3, min(30, int(budget/max(first, 1e-9))))
+
+# %% ../nbs/45_bench.ipynb #c4e3d0da
+def measure_steps(
+    like: str, # `mosi`, `mosei` or `sims`
+    backbone: str, # Name
+    mixers=('none','msmix'), # The first is what the others are compared with
+    device='cpu', threads: int|None=None,
+    capture: bool=False, # Record steps as CUDA graphs
+    budget: float=20, # Seconds of measuring, about
+    settings: dict|None=None, # What is done otherwise than in the recipe
+    rates: dict|None=None, # From `machine_rates`; None: measured now
+): # Frame, one row per mixer
+    "Time, counts, memory, and floor of a step"
+    import pandas as pd
+    size = (settings or {}).get('batch_size')
+    made = {m: Stepper(few_batches(like, backbone, batch_size=size), backbone, m, settings, device, threads, capture) for m in mixers}
+    counts = {m: count_step(o) for m,o in made.items()}
+    first = sum(seconds_of(o, device) for o in made.values())
+    times, rates = in_turns(made, rounds_for(first, budget), 1, device), rates or machine_rates(device)
+    rows = []
+    for m,step in made.items():
+        mid, low, high = spread(times[m])
+        ratio, least, most = spread(times[m]/times[mixers[0]])
+        floor = floor_seconds(step.batch_bytes, step.parameters, counts[m]['flops'], rates, counts[m]['launches']*(device!='cpu' and not capture))
+        rows.append(dict(like=like, backbone=backbone, mixer=m, batch_size=step.size, capture=capture, seconds=mid, low=low, high=high, per_second=step.size/mid,
+                         ratio=ratio, ratio_low=least, ratio_high=most, rounds=len(times), parameters=step.parameters, batch_bytes=step.batch_bytes,
+                         peak_bytes=peak_bytes(step, device), mixing=mixing_share(step), waits_by=', '.join(counts[m]['waits_by']),
+                         **{k: counts[m][k] for k in ('operations','launches','waits','flops')}, **{f'floor_{k}': v for k,v in floor.items()}))
+    return pd.DataFrame(rows)
