@@ -2,6 +2,7 @@
 SHELL  := /bin/bash
 PYTHON ?= python3
 JOBS   ?= 2
+DEVICE ?= cpu
 VENV   := .venv
 READY  := $(VENV)/.ready
 NOTEBOOKS ?= $(sort $(wildcard nbs/*.ipynb nbs/figures/*.ipynb nbs/notes/*.ipynb nbs/tutorials/*.ipynb))
@@ -9,13 +10,15 @@ NOTEBOOKS ?= $(sort $(wildcard nbs/*.ipynb nbs/figures/*.ipynb nbs/notes/*.ipynb
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup reproduce test test-slurm readme notebooks export clean-notebooks hooks clean
+.PHONY: help setup reproduce test test-slurm bench bench-peers readme notebooks export clean-notebooks hooks clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make reproduce        the grid on synthetic data, its table and its figure (results/reproduce)'
 	@echo 'make test             every check and every notebook'
 	@echo 'make test-slurm       a grid on a Slurm cluster of one node, set up here as root from Debian packages'
+	@echo 'make bench            speed on this machine; DEVICE=cuda on a GPU (results/bench/DEVICE)'
+	@echo 'make bench-peers      a training step beside that of MMSA 2.2.1, which gets an environment of its own'
 	@echo 'make readme           README.md from nbs/index.ipynb'
 	@echo 'make notebooks        execute and clean all notebooks but the training notebook, in place'
 	@echo 'make export           notebooks to msmix/*.py'
@@ -49,6 +52,23 @@ test-slurm: $(READY)
 	@python -m pip install --quiet --constraint constraints.txt --editable '.[workflow,slurm]'
 	@python -m pytest tests/test_slurm.py -m slurm $(ARGS)
 
+# Each page measures and keeps what it finds; the machine should have nothing else to do.
+BENCH := msmix notebook
+MEASURE = -p measure=true -p device=$(DEVICE) -p folder=$(CURDIR)/results/bench/$(DEVICE)
+
+bench: $(READY)
+	@for o in step levers; do $(BENCH) nbs/bench/$$o.ipynb results/bench/notebooks/$(DEVICE)-$$o.ipynb $(MEASURE) || exit 1; done
+
+# MMSA's packages stay out of the project's environment; torch is the same in both.
+PEERS := .venv-mmsa
+bench-peers: $(READY) $(PEERS)/.ready
+	@$(BENCH) nbs/bench/peers.ipynb results/bench/notebooks/$(DEVICE)-peers.ipynb $(MEASURE) -p python=$(CURDIR)/$(PEERS)/bin/python -p script=$(CURDIR)/nbs/bench/mmsa_steps.py
+
+$(PEERS)/.ready: constraints.txt
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt torch MMSA==2.2.1
+	@touch $@
+
 readme: $(READY)
 	@python -c 'from msmix.docs import write_readme; print(write_readme())'
 
@@ -66,4 +86,4 @@ hooks: $(READY)
 	@nbdev_install_hooks
 
 clean:
-	rm -rf $(VENV) results/reproduce .snakemake .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(PEERS) results/reproduce .snakemake .pytest_cache .ruff_cache build dist *.egg-info
