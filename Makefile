@@ -17,7 +17,7 @@ help:
 	@echo 'make reproduce        the grid on synthetic data, its table and its figure (results/reproduce)'
 	@echo 'make test             every check and every notebook'
 	@echo 'make test-slurm       a grid on a Slurm cluster of one node, set up here as root from Debian packages'
-	@echo 'make bench            speed on this machine; DEVICE=cuda on a GPU (results/bench/DEVICE)'
+	@echo 'make bench            speed on this machine; DEVICE=cuda on a GPU (results/bench)'
 	@echo 'make bench-peers      a training step beside that of MMSA 2.2.1, which gets an environment of its own'
 	@echo 'make readme           README.md from nbs/index.ipynb'
 	@echo 'make notebooks        execute and clean all notebooks but the training notebook, in place'
@@ -54,7 +54,7 @@ test-slurm: $(READY)
 
 # Each page measures and keeps what it finds; the machine should have nothing else to do.
 BENCH := msmix notebook
-MEASURE = -p measure=true -p device=$(DEVICE) -p folder=$(CURDIR)/results/bench/$(DEVICE)
+MEASURE = -p measure=true -p device=$(DEVICE) -p folder=$(CURDIR)/results/bench
 
 bench: $(READY)
 	@for o in step levers; do $(BENCH) nbs/bench/$$o.ipynb results/bench/notebooks/$(DEVICE)-$$o.ipynb $(MEASURE) || exit 1; done
