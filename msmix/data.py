@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['SPLITS', 'KINDS', 'Header', 'check_header', 'flat', 'check_table', 'scan', 'check_range', 'read_small', 'token_mask',
            'check_splits', 'content_sum', 'check_sum', 'new_file', 'write_split', 'write_dataset', 'read_header',
-           'open_dataset', 'check_dataset', 'Batch', 'Split', 'epoch_batches', 'read_features', 'standardise_', 'fits',
-           'Dataset', 'read_split', 'load_dataset']
+           'open_dataset', 'side_by_side', 'read_all', 'check_dataset', 'Batch', 'Split', 'epoch_batches',
+           'read_features', 'standardise_', 'fits', 'Dataset', 'as_split', 'load_dataset']
 
 # %% ../nbs/01_data.ipynb #324fff95
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -116,9 +117,9 @@ def scan(
     where: str, # Named in the message
     sums: dict|None=None, # Gets the SHA-256 of the array under its name
 ) -> Iterator[tuple[int, np.ndarray]]: # First row and the block
-    "Blocks of rows, about 32 MB each, in the type of the layout"
+    "Blocks of rows, about 8 MB each so that they stay in the cache, in the type of the layout"
     dtype,n = KINDS[key.split('/')[-1]][1], a.shape[0]
-    rows = max(1, 2**25 // (64*4*int(np.prod(a.shape[1:]))))*64
+    rows = max(1, 2**23 // (64*4*int(np.prod(a.shape[1:]))))*64
     h = hashlib.sha256(str(tuple(a.shape)).encode())
     for i in range(0, n, rows):
         try: b = a[i:i+rows]
@@ -339,23 +340,44 @@ def open_dataset(
         if lack: raise UsageError(f"{where} has no split '{lack[0]}': found {', '.join(f) or 'none'}, needed {', '.join(SPLITS)}")
         yield header, {s:flat(f[s]) for s in SPLITS}, where
 
+# %% ../nbs/01_data.ipynb #6ef60cfa
+def side_by_side(
+    read: Callable, # Called with each key
+    keys: Iterable[Hashable],
+) -> dict: # key -> what `read` gave
+    "Results of `read`, in as many threads as PyTorch may use; of several errors the one of the first key is raised"
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        jobs = {k:threads.submit(read, k) for k in keys}
+        try: return {k:o.result() for k,o in jobs.items()}
+        finally: threads.shutdown(cancel_futures=True)
+
+# %% ../nbs/01_data.ipynb #3fb7e253
+def read_all(
+    header: Header,
+    tables: dict, # split -> flat table
+    where: str, # Named in the message
+    read: Callable, # Called with an array of features, its lengths, its name, its place and the dictionary of its sums
+) -> tuple[dict, dict, str]: # split -> all but the features; (split, modality) -> what `read` gave; the content sum
+    "Check all of a dataset and read it once"
+    here,sums = {s:f"split '{s}' of {where}" for s in tables},{s:{} for s in tables}
+    tables = {s:check_table(t, header, here[s]) for s,t in tables.items()}
+    small  = {s:read_small(t, header, here[s], sums[s]) for s,t in tables.items()}
+    shapes = {s:{m:tuple(t[f'{m}/features'].shape[1:]) for m in header.modalities} for s,t in tables.items()}
+    check_splits(shapes, {s:o['id'] for s,o in small.items()}, where)
+    def one(key):
+        s,m = key
+        return read(tables[s][f'{m}/features'], small[s][f'{m}/lengths'], f'{m}/features', here[s], sums[s])
+    x = side_by_side(one, [(s,m) for s in tables for m in header.modalities])
+    return small, x, check_sum(header, {f'{s}/{k}':o for s,part in sums.items() for k,o in part.items()}, where)
+
 # %% ../nbs/01_data.ipynb #8c2d7878
 def check_dataset(
     spec, # Path of a dataset file
 ) -> Header:
     "Read everything once; `UsageError` for any fault of the layout, for values that cannot be right, for a wrong content sum"
-    sums,shapes,ids = {},{},{}
-    with open_dataset(spec) as (header,tables,where):
-        for s,t in tables.items():
-            here,part = f"split '{s}' of {where}",{}
-            t = check_table(t, header, here)
-            ids[s] = read_small(t, header, here, part)['id']
-            for m in header.modalities:
-                for _ in scan(t[f'{m}/features'], f'{m}/features', here, part): pass
-            shapes[s] = {m:tuple(t[f'{m}/features'].shape[1:]) for m in header.modalities}
-            sums |= {f'{s}/{k}':o for k,o in part.items()}
-    check_splits(shapes, ids, where)
-    return replace(header, sum=check_sum(header, sums, where))
+    def read(a, lengths, *rest):
+        for _ in scan(a, *rest): pass
+    with open_dataset(spec) as opened: return replace(opened[0], sum=read_all(*opened, read)[2])
 
 # %% ../nbs/01_data.ipynb #144c220c
 class Batch(NamedTuple):
@@ -442,7 +464,7 @@ def read_features(
         mask = length_mask(n[rows], L)
         if keep is not None: b = b*keep[rows,:,None]
         if pool: x[rows] = masked_mean(b, mask)[:,None]
-        else: torch.mul(b, mask[...,None], out=x[rows])
+        else: np.multiply(b.numpy(), mask.numpy()[...,None].astype(np.float32), out=x[rows].numpy())
     return x
 
 # %% ../nbs/01_data.ipynb #a242305b
@@ -503,21 +525,15 @@ class Dataset:
                        scaling={m: tuple(o.to(device if stay else o.device) for o in v) for m,v in self.scaling.items()})
 
 # %% ../nbs/01_data.ipynb #2d5e2fbe
-def read_split(
-    table: dict, # As `flat` gives it
-    header: Header,
-    where: str, # Named in the message
-    sums: dict|None=None, # Gets the SHA-256 of each array
-    pool=(), # Modalities to average
+def as_split(
+    small: dict, # As `read_small` gives it
+    x: Latents, # modality -> `(N,L_m,d_m)`
+    pool=(), # Modalities that were averaged
 ) -> Split:
-    "One split as tensors, checked"
-    table = check_table(table, header, where)
-    small = read_small(table, header, where, sums)
-    ms,col = header.modalities,lambda k: torch.from_numpy(small[k])[:,None]
-    get    = lambda k: torch.from_numpy(small[k]) if k in small else None
-    x = {m:read_features(table[f'{m}/features'], small[f'{m}/lengths'], f'{m}/features', where, sums, m in pool) for m in ms}
-    n = {m:torch.ones(len(small['id']), dtype=torch.int64) if m in pool else get(f'{m}/lengths') for m in ms}
-    labels = {m:col(f'{m}/label') for m in ms if f'{m}/label' in small}
+    "One split, of what was read"
+    col,get = lambda k: torch.from_numpy(small[k])[:,None],lambda k: torch.from_numpy(small[k]) if k in small else None
+    n = {m:torch.ones(len(small['id']), dtype=torch.int64) if m in pool else get(f'{m}/lengths') for m in x}
+    labels = {m:col(f'{m}/label') for m in x if f'{m}/label' in small}
     return Split(x, n, col('label'), small['id'], labels or None, get('text/token_ids'), get('text/token_mask'))
 
 # %% ../nbs/01_data.ipynb #716ce78b
@@ -529,16 +545,11 @@ def load_dataset(
     pool=(), # Modalities to average over their real steps, `(N,1,d)`
 ) -> Dataset:
     "Read, check and place a dataset; `UsageError` says what is wrong with it"
-    sums,splits = {},{}
+    def read(a, lengths, key, *rest): return read_features(a, lengths, key, *rest, pool=key.split('/')[0] in pool)
     with open_dataset(spec) as (header,tables,where):
         for m in (*standardise, *pool): choose(m, header.modalities, 'modality')
-        for s,t in tables.items():
-            part = {}
-            splits[s] = read_split(t, header, f"split '{s}' of {where}", part, pool)
-            sums |= {f'{s}/{k}':o for k,o in part.items()}
-    shapes = {s:{m:tuple(x.shape[1:]) for m,x in o.x.items()} for s,o in splits.items()}
-    check_splits(shapes, {s:o.id for s,o in splits.items()}, where)
-    found = check_sum(header, sums, where)
+        small,x,found = read_all(header, tables, where, read)
+    splits  = {s:as_split(o, {m:x[s,m] for m in header.modalities}, pool) for s,o in small.items()}
     scaling = {m: standardise_(splits, m) for m in standardise}
     return Dataset(header.name, header.modalities, header.label_range, header.language, header.source, header.synthetic,
                    found, splits, tuple(pool), scaling).to(device)
