@@ -136,6 +136,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                             'msmix.data.read_all': ('data.html#read_all', 'msmix/data.py'),
                             'msmix.data.read_features': ('data.html#read_features', 'msmix/data.py'),
                             'msmix.data.read_header': ('data.html#read_header', 'msmix/data.py'),
+                            'msmix.data.read_rows': ('data.html#read_rows', 'msmix/data.py'),
                             'msmix.data.read_small': ('data.html#read_small', 'msmix/data.py'),
                             'msmix.data.scan': ('data.html#scan', 'msmix/data.py'),
                             'msmix.data.side_by_side': ('data.html#side_by_side', 'msmix/data.py'),
