@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'KINDS', 'Header', 'check_header', 'flat', 'check_table', 'read_rows', 'scan', 'check_range', 'read_small',
-           'token_mask', 'check_splits', 'content_sum', 'check_sum', 'new_file', 'write_split', 'write_dataset',
-           'read_header', 'open_dataset', 'side_by_side', 'read_all', 'check_dataset', 'Batch', 'Split',
-           'epoch_batches', 'read_features', 'standardise_', 'fits', 'Dataset', 'as_split', 'load_dataset']
+           'token_mask', 'check_splits', 'content_sum', 'check_sum', 'new_file', 'Rounding', 'Rounded', 'write_split',
+           'write_dataset', 'read_header', 'open_dataset', 'rounding_of', 'rounding_text', 'side_by_side', 'read_all',
+           'check_dataset', 'Batch', 'Split', 'epoch_batches', 'read_features', 'standardise_', 'fits', 'Dataset',
+           'as_split', 'load_dataset']
 
 # %% ../nbs/01_data.ipynb #324fff95
 import hashlib
@@ -262,6 +263,36 @@ def new_file(
         if not isinstance(e, OSError): raise
         raise UsageError(f"cannot write '{path}' ({e.strerror or e}): choose a folder where files may be made and there is space") from e
 
+# %% ../nbs/01_data.ipynb #aaebc863
+class Rounding(NamedTuple):
+    "The largest errors of numbers stored as float16"
+    relative: float = 0.   # Of numbers from $2^{-14}$ on
+    absolute: float = 0.   # Of all numbers
+
+# %% ../nbs/01_data.ipynb #2ef72b0e
+class Rounded:
+    "An array of features that gives float16 blocks and notes how far they are off"
+    dtype = np.dtype(np.float16)
+
+    def __init__(self,
+        a, # `(N,L,d)`, sliceable by rows
+        key:str, # Its name in the layout
+        where:str, # Named in the message
+    ):
+        self.a,self.key,self.where,self.shape,self.rounding = a,key,where,tuple(a.shape),Rounding()
+
+    def __getitem__(self, rows:slice) -> np.ndarray:
+        x = read_rows(self.a, rows, np.float32, self.key, self.where)
+        with np.errstate(over='ignore'): half = torch.from_numpy(x).half().numpy()
+        size,error = np.abs(x),np.abs(half.astype(np.float32)-x)
+        if not np.isfinite(error).all():
+            row = rows.start + int(np.argwhere(~np.isfinite(error))[0,0])
+            raise UsageError(f"'{self.key}' in {self.where} has the value {x[np.isinf(error)][0]:g} in row {row}: "
+                             "float16 holds numbers from -65504 to 65504, scale the features or store them as float32")
+        relative = np.divide(error, size, out=np.zeros_like(size), where=size>=2.**-14)
+        self.rounding = Rounding(*(max(old, float(new.max())) for old,new in zip(self.rounding, (relative,error))))
+        return half
+
 # %% ../nbs/01_data.ipynb #58327052
 def write_split(
     group, # HDF5 group, empty
@@ -270,6 +301,7 @@ def write_split(
     where: str, # Named in the message
     sums: dict, # Gets the SHA-256 of each array
     tick: Callable|None=None, # Called with the number of bytes after every block
+    float16: bool=False, # Store the features as float16
 ) -> list[str]: # The ids
     "Write one split, block by block"
     table = check_table(flat(split, where), header, where)
@@ -279,10 +311,12 @@ def write_split(
         group.create_dataset(k, data=o, dtype=h5py.string_dtype() if isinstance(o, list) else None)
     for m in header.modalities:
         a = table[k := f'{m}/features']
+        if float16: a = Rounded(a, k, where)
         out = group.create_dataset(k, a.shape, a.dtype if a.dtype==np.float16 else np.float32)
         for i,b in scan(a, k, where, sums):
-            out[i:i+len(b)] = b
+            out[i:i+len(b)] = b.astype(out.dtype, copy=False)
             if tick: tick(b.nbytes)
+        if float16: out.attrs.update({f'{o}_error':e for o,e in a.rounding._asdict().items()})
     return small['id']
 
 # %% ../nbs/01_data.ipynb #2fc672d6
@@ -297,6 +331,7 @@ def write_dataset(
     source: str='', # Where the features come from
     source_sha256: str='', # SHA-256 of that file
     synthetic: bool=False, # Made by a generator
+    float16: bool=False, # Store the features as float16; how far they are off is kept beside them
     tick: Callable|None=None, # Called with the number of bytes after every block, for a progress bar
 ) -> str: # The content sum
     "Check the arrays and write them as a dataset file; `UsageError` and no file if they are not right"
@@ -305,7 +340,7 @@ def write_dataset(
     with new_file(path) as f:
         for s,split in splits.items() if isinstance(splits, Mapping) else splits:
             part = {}
-            ids[choose(s, SPLITS, 'split')] = write_split(f.create_group(s), split, header, f"split '{s}' for '{path}'", part, tick)
+            ids[choose(s, SPLITS, 'split')] = write_split(f.create_group(s), split, header, f"split '{s}' for '{path}'", part, tick, float16)
             shapes[s] = {m:f[f'{s}/{m}/features'].shape[1:] for m in header.modalities}
             sums |= {f'{s}/{k}':o for k,o in part.items()}
             del split
@@ -354,6 +389,23 @@ def open_dataset(
         lack   = [s for s in SPLITS if s not in groups]
         if lack: raise UsageError(f"{where} has no split '{lack[0]}': found {', '.join(f) or 'none'}, needed {', '.join(SPLITS)}")
         yield header, {s:flat(f[s]) for s in SPLITS}, where
+
+# %% ../nbs/01_data.ipynb #405c4ae5
+def rounding_of(
+    spec, # Path of a dataset file
+) -> dict[str,Rounding]: # Modality -> largest errors over the splits; empty where nothing was rounded
+    "How far features that were stored as float16 are off"
+    with open_dataset(spec) as (header,tables,_):
+        notes = {m:[getattr(t[f'{m}/features'], 'attrs', {}) for t in tables.values()] for m in header.modalities}
+        return {m:Rounding(*(max(float(o[f'{k}_error']) for o in each) for k in Rounding._fields))
+                for m,each in notes.items() if all('absolute_error' in o for o in each)}
+
+# %% ../nbs/01_data.ipynb #5650b060
+def rounding_text(
+    rounding: dict[str,Rounding], # As `rounding_of` gives it
+) -> str:
+    "One line per modality"
+    return '\n'.join(f'  {m}: float16 is off by at most {o.relative:.2g} of a number and by {o.absolute:.2g}' for m,o in rounding.items())
 
 # %% ../nbs/01_data.ipynb #6ef60cfa
 def side_by_side(
