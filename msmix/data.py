@@ -138,9 +138,9 @@ def scan(
     where: str, # Named in the message
     sums: dict|None=None, # Gets the SHA-256 of the array under its name
 ) -> Iterator[tuple[int, np.ndarray]]: # First row and the block
-    "Blocks of rows, about 8 MB each so that they stay in the cache, in the type of the layout"
-    dtype,n = KINDS[key.split('/')[-1]][1], a.shape[0]
-    rows = max(1, 2**23 // (64*4*int(np.prod(a.shape[1:]))))*64
+    "Blocks of rows, about 1 MB each so that they stay in the cache, in the type of the layout"
+    dtype,n,step = KINDS[key.split('/')[-1]][1], a.shape[0], getattr(a, 'step', 1)     # rows that are made at once
+    rows = max(1, 2**20 // (step*4*int(np.prod(a.shape[1:]))))*step
     h = hashlib.sha256(str(tuple(a.shape)).encode())
     with ThreadPoolExecutor(1) as beside:
         done = None
@@ -280,6 +280,7 @@ class Rounded:
         where:str, # Named in the message
     ):
         self.a,self.key,self.where,self.shape,self.rounding = a,key,where,tuple(a.shape),Rounding()
+        self.step = getattr(a, 'step', 1)
 
     def __getitem__(self, rows:slice) -> np.ndarray:
         x = read_rows(self.a, rows, np.float32, self.key, self.where)

@@ -57,7 +57,7 @@ def on_grid(
 # %% ../nbs/01b_synth.ipynb #c5253f40
 class Features:
     "Features of one modality of one split, made when rows are asked for"
-    ndim,dtype = 3,np.dtype(np.float32)
+    ndim,dtype,step = 3,np.dtype(np.float32),CHUNK
 
     def __init__(self,
         tone:np.ndarray, # $\kappa_mw^m_{it}$, `(N,L)` float32
