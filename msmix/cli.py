@@ -42,15 +42,18 @@ def do_list(args):
 def do_prepare(args):
     "MMSA feature pickle to dataset file"
     from msmix.prepare import prepare
-    print(prepare(args.src, args.dst, args.name, tuple(args.label_range) if args.label_range else None))
+    print(prepare(args.src, args.dst, args.name, tuple(args.label_range) if args.label_range else None, args.float16))
 
 # %% ../nbs/50_cli.ipynb #0930279a
 def do_synth(args):
     "Write a synthetic dataset file"
     choose(args.like, ('mosi','mosei','sims'), 'synthetic dataset')
     from msmix.synth import synth
-    synth(args.dst, args.like, fraction=args.fraction, seed=args.seed)
+    synth(args.dst, args.like, fraction=args.fraction, seed=args.seed, float16=args.float16)
     print(args.dst)
+    if args.float16:
+        from msmix.data import rounding_of, rounding_text
+        print(rounding_text(rounding_of(args.dst)))
 
 # %% ../nbs/50_cli.ipynb #1175499c
 def do_embed(args):
@@ -218,11 +221,13 @@ def add_data_options(add):
     p.add_argument('dst', help='dataset file to write')
     p.add_argument('--name', required=True, help='mosi, mosei, sims or a name of your own')
     p.add_argument('--label-range', nargs=2, type=float, metavar=('LO','HI'), help='lowest and highest label')
+    p.add_argument('--float16', action='store_true', help='half the bytes; the largest errors are printed')
     p = add('synth', do_synth)
     p.add_argument('dst', help='dataset file to write')
     p.add_argument('--like', required=True, help='mosi, mosei or sims')
     p.add_argument('--fraction', type=float, default=1., metavar='F', help='share of the number of samples (1)')
     p.add_argument('--seed', type=int, default=0, metavar='S')
+    p.add_argument('--float16', action='store_true', help='half the bytes; the largest errors are printed')
     p = add('embed', do_embed)
     p.add_argument('file', help='dataset file, changed in place')
     p.add_argument('--model', required=True, help='name or folder of a Hugging Face model')

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 from .core import UsageError, choose
-from .data import SPLITS, Header, check_header, write_dataset
+from .data import SPLITS, Header, check_header, rounding_of, rounding_text, write_dataset
 
 # %% ../nbs/01a_prepare.ipynb #2399f0a9
 KNOWN = {'mosi':((-3.,3.), 'en'), 'mosei':((-3.,3.), 'en'), 'sims':((-1.,1.), 'zh')}    # label range, language
@@ -144,6 +144,7 @@ class Report:
     clipped: dict = field(default_factory=zeros)   # Clips whose length was above L and is L now
     empty: dict = field(default_factory=zeros)     # Clips whose length was 0 and is 1 now
     beyond: dict = field(default_factory=zeros)    # Clips with values other than 0 beyond their length
+    rounding: dict = field(default_factory=dict)   # modality -> errors of features stored as float16
 
     def __str__(self):
         what = {'zeroed':'NaN or infinite values set to 0', 'clipped':'lengths above L set to L', 'empty':'clips without a step given one',
@@ -151,6 +152,7 @@ class Report:
         lines  = [f"{self.path}: {self.name}, {' / '.join(map(str, self.clips.values()))} clips"]
         lines += [f'  {m}: L={L}, d={d}' for m,(L,d) in self.shapes.items()]
         lines += [f'  {m}: {getattr(self, k)[m]} {text}' for k,text in what.items() for m in self.shapes if getattr(self, k)[m]]
+        lines += [rounding_text(self.rounding)] if self.rounding else []
         lines += [f"  source SHA-256 {self.source_sha256}{f', published as {self.published}' if self.published else ''}"]
         return '\n'.join(lines)
 
@@ -308,6 +310,7 @@ def prepare(
     dst, # The dataset file to make
     name: str, # `mosi`, `mosei`, `sims`, or a name of your own
     label_range: tuple|None=None, # Lowest and highest label; needed for a name of your own
+    float16: bool=False, # Store the features as float16
     progress: bool=True, # Show progress bars on stderr
 ) -> Report:
     "Make a dataset file of an MMSA feature pickle; `UsageError` and no file if that cannot be done"
@@ -329,6 +332,7 @@ def prepare(
     splits = ((s, convert(data.pop(s), f"split '{s}' of '{src}'", report)) for s in SPLITS)
     with bar(f'write {dst.name}', size, progress) as b:
         report.sum = write_dataset(dst, splits, name=name, modalities=modalities,
-                                   label_range=label_range or limits, language=language, source_sha256=sha,
+                                   label_range=label_range or limits, language=language, float16=float16, source_sha256=sha,
                                    source=f'MMSA {report.published}' if report.published else src.name, tick=b.update)
+    report.rounding = rounding_of(dst)
     return report

@@ -57,7 +57,7 @@ def on_grid(
 # %% ../nbs/01b_synth.ipynb #c5253f40
 class Features:
     "Features of one modality of one split, made when rows are asked for"
-    ndim,dtype = 3,np.dtype(np.float32)
+    ndim,dtype,step = 3,np.dtype(np.float32),CHUNK
 
     def __init__(self,
         tone:np.ndarray, # $\kappa_mw^m_{it}$, `(N,L)` float32
@@ -178,13 +178,14 @@ def synth(
     like: str, # `mosi`, `mosei` or `sims`
     fraction: float=1., # Share of the clips
     seed: int=0,
+    float16: bool=False, # Store the features as float16
     tick=None, # Called with the number of bytes after every block, for a progress bar
 ) -> str: # The content sum
     "Write a synthetic dataset file"
     sizes,seed,h = split_sizes(like, fraction),check_seed(seed),synth_header(like, fraction, seed)
     splits = ((s, synth_split(like, s, n, seed)) for s,n in sizes.items())
     return write_dataset(dst, splits, name=h.name, modalities=h.modalities, label_range=h.label_range,
-                         language=h.language, source=h.source, synthetic=True, tick=tick)
+                         language=h.language, source=h.source, synthetic=True, float16=float16, tick=tick)
 
 # %% ../nbs/01b_synth.ipynb #4d03429f
 def parse_spec(

@@ -236,3 +236,31 @@ def test_table_shows_what_is_there(msmix, refused, train, tmp_path):
 
 def test_embed_refuses_a_missing_file(refused, tmp_path):
     refused('nowhere.h5', 'embed', tmp_path/'nowhere.h5', '--model', 'nowhere')
+
+
+def test_float16_halves_the_file_and_its_errors_are_printed_and_kept(msmix, features, tmp_path):
+    (tmp_path/'f.pkl').write_bytes(pickle.dumps(features))
+    calls = [lambda dst, *more: msmix('prepare', tmp_path/'f.pkl', dst, '--name', 'mosi', *more),
+             lambda dst, *more: msmix('synth', dst, '--like', 'mosi', '--fraction', .01, *more)]
+    for call in calls:
+        code, plain, _ = call(tmp_path/'whole.h5')
+        assert code == 0 and 'is off by' not in plain
+        code, out, _ = call(tmp_path/'half.h5', '--float16')
+        said = [o.split(':')[0].strip() for o in out.splitlines() if 'float16 is off by at most' in o]
+        assert code == 0 and said == ['text', 'audio', 'vision']
+        with h5py.File(tmp_path/'whole.h5') as a, h5py.File(tmp_path/'half.h5') as b:
+            for m in said:
+                x, y = a[f'test/{m}/features'], b[f'test/{m}/features']
+                assert (x.dtype, y.dtype) == (np.float32, np.float16)
+                assert 2*y.id.get_storage_size() == x.id.get_storage_size()
+                assert y.attrs['absolute_error'] == np.abs(y[:].astype(np.float32) - x[:]).max() > 0
+
+
+def test_prepare_refuses_a_number_that_no_float16_holds(refused, msmix, features, tmp_path):
+    features['valid']['audio'][2,1,0] = 1e5
+    (tmp_path/'f.pkl').write_bytes(pickle.dumps(features))
+    refused("'audio/features' in split 'valid'", 'prepare', tmp_path/'f.pkl', tmp_path/'d.h5', '--name', 'mosi', '--float16')
+    refused('has the value 100000 in row 2: float16 holds numbers from -65504 to 65504', 'prepare', tmp_path/'f.pkl', tmp_path/'d.h5',
+            '--name', 'mosi', '--float16')
+    assert [o.name for o in tmp_path.iterdir()] == ['f.pkl']
+    assert msmix('prepare', tmp_path/'f.pkl', tmp_path/'d.h5', '--name', 'mosi')[0] == 0
