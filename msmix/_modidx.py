@@ -582,6 +582,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                                'msmix.results.iter_runs': ('results.html#iter_runs', 'msmix/results.py'),
                                'msmix.results.load_run': ('results.html#load_run', 'msmix/results.py'),
                                'msmix.results.load_runs': ('results.html#load_runs', 'msmix/results.py'),
+                               'msmix.results.memory_of': ('results.html#memory_of', 'msmix/results.py'),
                                'msmix.results.merge_runs': ('results.html#merge_runs', 'msmix/results.py'),
                                'msmix.results.missing_runs': ('results.html#missing_runs', 'msmix/results.py'),
                                'msmix.results.module_source': ('results.html#module_source', 'msmix/results.py'),

@@ -10,7 +10,6 @@ __all__ = ['WAITS', 'machine', 'save_frame', 'load_frame', 'wait', 'seconds_of',
 # %% ../nbs/45_bench.ipynb #458a2986
 import itertools, os, platform, statistics, sys, time
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 import h5py
 import torch
@@ -19,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .core import UsageError
 from .data import epoch_batches
 from .experiment import Experiment
-from .results import git_commit, versions
+from .results import git_commit, memory_of, versions
 from .recipes import find_recipe
 from .synth import LIKE
 from .train import on_device
@@ -248,13 +247,11 @@ def peak_bytes(
         before = torch.cuda.memory_allocated(device)
         work()
         return torch.cuda.max_memory_allocated(device)-before
-    status = lambda key: next(int(o.split()[1])*1024 for o in open('/proc/self/status') if o.startswith(key))
-    with suppress(OSError, StopIteration):
-        Path('/proc/self/clear_refs').write_text('5')
-        before = status('VmRSS')
-        work()
-        return max(0, status('VmHWM')-before)
-    return 0
+    try: Path('/proc/self/clear_refs').write_text('5')     # forgets the peak so far
+    except OSError: return 0
+    before = memory_of('VmRSS')
+    work()
+    return max(0, memory_of('VmHWM')-before)
 
 # %% ../nbs/45_bench.ipynb #cdf34558
 def few_batches(

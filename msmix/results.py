@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ATTRIBUTES', 'PACK_ABOVE', 'COLUMNS', 'path_part', 'run_path', 'sha256', 'module_text', 'docstring_places',
-           'bare_source', 'module_source', 'code_sum', 'to_json', 'identity', 'versions', 'git_commit', 'peak_memory',
-           'Run', 'example_run', 'hidden_name', 'parse_hidden', 'write_array', 'write_run', 'read_arrays', 'read_run',
-           'file_identity', 'check_target', 'write_file', 'save_run', 'load_run', 'run_differences', 'iter_runs',
-           'run_rows', 'stale_runs', 'runs_frame', 'load_runs', 'missing_runs', 'asked_for', 'merge_runs',
-           'unmerge_runs']
+           'bare_source', 'module_source', 'code_sum', 'to_json', 'identity', 'versions', 'git_commit', 'memory_of',
+           'peak_memory', 'Run', 'example_run', 'hidden_name', 'parse_hidden', 'write_array', 'write_run',
+           'read_arrays', 'read_run', 'file_identity', 'check_target', 'write_file', 'save_run', 'load_run',
+           'run_differences', 'iter_runs', 'run_rows', 'stale_runs', 'runs_frame', 'load_runs', 'missing_runs',
+           'asked_for', 'merge_runs', 'unmerge_runs']
 
 # %% ../nbs/32_results.ipynb #0767a2b6
 import ast, hashlib, importlib.metadata, importlib.util, io, itertools, json, os, platform, re, subprocess, tempfile, tokenize, warnings
@@ -146,6 +146,15 @@ def git_commit() -> str: # '' where there is no git or the package is not in a r
     try: return git('ls-files', '--error-unmatch', '__init__.py') and git('rev-parse', 'HEAD')
     except (OSError, subprocess.SubprocessError): return ''
 
+# %% ../nbs/32_results.ipynb #d3ec24b4
+def memory_of(
+    line: str, # `VmHWM`, the most; `VmRSS`, now
+) -> int: # Bytes; 0 where the system does not tell
+    "Memory of this process, as Linux tells it"
+    try: lines = Path('/proc/self/status').read_text().splitlines()
+    except OSError: return 0
+    return next((int(o.split()[1])*1024 for o in lines if o.startswith(line+':')), 0)
+
 # %% ../nbs/32_results.ipynb #4cec1bb3
 def peak_memory(
     device='cpu', # Where the run computed
@@ -154,6 +163,7 @@ def peak_memory(
     if str(device).startswith('cuda'):
         import torch
         return torch.cuda.max_memory_allocated(device)
+    if (kept := memory_of('VmHWM')): return kept
     try: import resource
     except ImportError: return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
