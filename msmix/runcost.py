@@ -95,8 +95,8 @@ def cost_table(
 def saved_by(
     frame, # From `time_runs`
     before: str, now: str, # Versions
-) -> tuple[float,float]: # Of the wall time without training and predicting, and of the processor's: ratio now to before
+) -> tuple[float,float]: # Now to before: of the wall time without training and predicting, and of the processor time with them
     "What is left of a run's cost: median of the ratios, repeat by repeat"
-    wide  = {k: o.set_index('repeat') for k,o in frame.groupby('version')}
-    apart = lambda o, column: o[column]-o.train-o.predict
-    return tuple(float((apart(wide[now], k)/apart(wide[before], k)).median()) for k in ('total', 'processor'))
+    a, b = (frame[frame.version==o].set_index('repeat') for o in (before, now))
+    apart = lambda o: o.total-o.train-o.predict
+    return float((apart(b)/apart(a)).median()), float((b.processor/a.processor).median())

@@ -1,5 +1,5 @@
 "A run loads what it needs and no more; told by the names of the modules, since times depend on the machine"
-import json, subprocess, sys
+import json, os, subprocess, sys
 import nbformat
 import pytest
 from conftest import ROOT, TRAIN
@@ -14,7 +14,7 @@ TEXT      = {'transformers', 'tokenizers', 'huggingface_hub'}
 def loaded(code, folder):
     "Top-level modules that a fresh process has loaded after `code`"
     last = f"{code}\nimport json, sys\nprint('\\n' + json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, '-c', last], cwd=folder, env={'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg'},
+    done = subprocess.run([sys.executable, '-c', last], cwd=folder, env={**os.environ, 'PYTHONPATH': str(ROOT), 'MPLBACKEND': 'agg'},
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return {o.split('.')[0] for o in json.loads(done.stdout.splitlines()[-1])}

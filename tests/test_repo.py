@@ -6,7 +6,7 @@ import pytest
 from conftest import NOTEBOOKS, ROOT, TRAIN, name_of
 
 BIN = Path(sys.executable).parent
-PARAMETERISED = [o for o in NOTEBOOKS if o.parent.name in ('train', 'figures')]
+PARAMETERISED = [o for o in NOTEBOOKS if o.parent.name in ('train', 'figures', 'bench')]
 # Folders and hosts of one machine, in pieces so that this file does not hold them
 PRIVATE = ['/'.join(('', o, '')) for o in ('work', 'root', 'home', 'Users')] + [
     '.'.join(o) for o in (('pypi', 'org'), ('pythonhosted', 'org'), ('npmjs', 'org'), ('npmjs', 'com'), ('deb', 'debian'))]
