@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 import h5py
 import numpy as np
-import pandas as pd
 from .names import UsageError
 from .metrics import METRICS, score
 
@@ -472,8 +471,9 @@ def stale_runs(
 # %% ../nbs/32_results.ipynb #28b9f7e4
 def runs_frame(
     runs, # (run, where it lies) pairs, as `iter_runs` yields them
-) -> pd.DataFrame: # One row per run and split, columns `COLUMNS`; empty where there is no run
+): # Frame: one row per run and split, columns `COLUMNS`; empty where there is no run
     "Runs in one frame, with MMSA's metrics; warn of stale ones"
+    import pandas as pd
     frame = pd.DataFrame([row for run,path in runs for row in run_rows(run, path)], columns=COLUMNS)
     for o in stale_runs(frame): warnings.warn(o)
     return frame
@@ -481,7 +481,7 @@ def runs_frame(
 # %% ../nbs/32_results.ipynb #b121c118
 def load_runs(
     src, # Folder of results, its `runs` folder, a merged file or a run file
-) -> pd.DataFrame: # One row per run and split, columns `COLUMNS`; empty where there is no run
+): # Frame: one row per run and split, columns `COLUMNS`; empty where there is no run
     "All runs in one frame, with MMSA's metrics; warn of broken and stale runs; raise `UsageError` if `src` is missing"
     return runs_frame(iter_runs(src))
 
@@ -489,8 +489,9 @@ def load_runs(
 def missing_runs(
     frame, # As `load_runs` gives it
     backbones=(), mixers=(), seeds=(), # What was asked for; empty: what is there
-) -> pd.DataFrame: # dataset, backbone, mixer, variant, seed
+): # Frame with columns dataset, backbone, mixer, variant, seed
     "Runs that were asked for, or that siblings have, and that are not there"
+    import pandas as pd
     want, names = [], ['dataset', 'backbone', 'mixer', 'variant', 'seed']
     for (dataset,variant),g in frame.groupby(['dataset','variant']):
         for b in backbones or sorted(g.backbone.unique()):
@@ -504,7 +505,7 @@ def missing_runs(
 def asked_for(
     frame, # As `load_runs` gives it
     backbones=(), mixers=(), seeds=(), variants=(), # What was asked for; empty: all
-) -> pd.DataFrame:
+): # Frame
     "The rows of these backbones, mixers, seeds and variants"
     for k,names in (('backbone',backbones), ('mixer',mixers), ('seed',seeds), ('variant',variants)):
         if names: frame = frame[frame[k].isin(list(names))]
