@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'METRICS', 'HIGHER_IS_BETTER', 'bins', 'rounded', 'arrow', 'rules_of', 'metric_names', 'as_vector',
-           'correlation', 'weighted_f1', 'ScoreWarning', 'one_metric', 'score']
+           'ScoreWarning', 'one_metric', 'score']
 
 # %% ../nbs/31_metrics.ipynb #d2b343a6
 import warnings
@@ -85,26 +85,6 @@ def as_vector(
     if y.ndim==1 or (y.ndim==2 and y.shape[1]==1): return y.reshape(-1)
     raise UsageError(f"{what} has the shape {y.shape}, expected (N,) or (N,1): pass one value per clip")
 
-# %% ../nbs/31_metrics.ipynb #54511060
-def correlation(
-    pred, # `(N,)`, not all equal
-    true, # `(N,)`, not all equal
-) -> float: # In [-1,1]
-    "Pearson's $r$: the cosine of the two after their means are taken off"
-    x, y = pred-pred.mean(), true-true.mean()
-    return float(np.clip(x/np.linalg.norm(x) @ (y/np.linalg.norm(y)), -1, 1))
-
-# %% ../nbs/31_metrics.ipynb #ea16a295
-def weighted_f1(
-    pred, # Classes, `(N,)`
-    true, # Classes, `(N,)`
-) -> float: # In [0,1]
-    "F1 of every class among the labels, 2TP/(2TP+FP+FN), weighted by how often it occurs"
-    classes, count = np.unique(true, return_counts=True)
-    hits  = np.array([((pred==c) & (true==c)).sum() for c in classes])
-    found = np.array([(pred==c).sum() for c in classes])
-    return float(np.average(2*hits/(found+count), weights=count))
-
 # %% ../nbs/31_metrics.ipynb #036217b2
 class ScoreWarning(UserWarning):
     "A metric does not exist for this input and is NaN"
@@ -117,6 +97,8 @@ def one_metric(
     rules: str, # One of `RULES`
 ) -> float: # NaN where it does not exist, with a `ScoreWarning`
     "One metric under its rules"
+    from scipy.stats import pearsonr
+    from sklearn.metrics import f1_score
     def undefined(why):
         warnings.warn(f"{name} does not exist here and is NaN: {why}", ScoreWarning, stacklevel=3)
         return float('nan')
@@ -129,12 +111,12 @@ def one_metric(
         if len(true)<2:              return undefined('there is one clip only')
         if not np.ptp(pred):         return undefined('all predictions are equal')
         if not np.ptp(true):         return undefined('all labels are equal')
-        return correlation(pred, true)
+        return float(pearsonr(pred, true).statistic)
     if name.startswith('Non0'):      pred, true = pred[true!=0], true[true!=0]
     if not len(true):                return undefined('every label is 0')
     to_class = RULES[rules][name]
     pred, true = to_class(pred), to_class(true)
-    return weighted_f1(pred, true) if 'F1' in name else float((pred==true).mean())
+    return float(f1_score(true, pred, average='weighted') if 'F1' in name else (pred==true).mean())
 
 # %% ../nbs/31_metrics.ipynb #8da27bee
 def score(
