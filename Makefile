@@ -58,6 +58,7 @@ MEASURE = -p measure=true -p device=$(DEVICE) -p folder=$(CURDIR)/results/bench
 
 bench: $(READY)
 	@for o in step levers; do $(BENCH) nbs/bench/$$o.ipynb results/bench/notebooks/$(DEVICE)-$$o.ipynb $(MEASURE) || exit 1; done
+	@for o in data runs; do $(BENCH) nbs/bench/$$o.ipynb results/bench/notebooks/$(DEVICE)-$$o.ipynb -p device=$(DEVICE) -p out=$(CURDIR)/results/bench || exit 1; done
 
 # MMSA's packages stay out of the project's environment; torch is the same in both.
 PEERS := .venv-mmsa
