@@ -262,7 +262,7 @@ def few_batches(
 ) -> str:
     "A synthetic dataset that is large enough"
     size = batch_size or find_recipe(backbone, f'synth-{like}').batch_size
-    return f'synth:{like}:{min(1, (batches*size+1)/LIKE[like].splits[0]):.4f}'
+    return f'synth:{like}:{min(1, (batches+.5)*size/LIKE[like].splits[0]):.4f}'
 
 # %% ../nbs/45_bench.ipynb #5713a4c8
 def rounds_for(
