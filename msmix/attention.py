@@ -154,5 +154,6 @@ class Encoder(nn.Module):
     ) -> Tensor: # `(B,d)`
         "The last real step of `forward` over `x` itself; in the last layer no other step asks"
         L, x = x.shape[1], self.drop(self.scale*x)
-        for layer in self.layers[:-1]: x = layer(x, None, allowed_keys(mask, L, L, future, x.device))
+        allow = allowed_keys(mask, L, L, future, x.device)
+        for layer in self.layers[:-1]: x = layer(x, None, allow)
         return self.layer_norm(self.layers[-1](last_step(x, mask)[:,None], x, allowed_keys(mask, 1, L)))[:,0]

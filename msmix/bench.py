@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from .core import UsageError
 from .data import epoch_batches
-from .experiment import Experiment
+from .experiment import Experiment, device_name
 from .results import git_commit, memory_of, versions
 from .recipes import find_recipe
 from .synth import LIKE
@@ -28,9 +28,8 @@ def machine(
     device='cpu', # Where is computed
 ) -> dict[str,str|int]: # device, cpus, threads, system, commit and versions
     "What a time depends on besides the code"
-    cuda = str(device).startswith('cuda')
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    return dict(device=torch.cuda.get_device_name(device) if cuda else 'cpu', cpus=cpus, threads=torch.get_num_threads(),
+    return dict(device=device_name(torch.device(device)), cpus=cpus, threads=torch.get_num_threads(),
                 system=f'{platform.system()} {platform.machine()}', commit=git_commit(), **versions())
 
 # %% ../nbs/45_bench.ipynb #fb93d640
@@ -203,7 +202,7 @@ class Stepper:
 # %% ../nbs/45_bench.ipynb #2f5a28ca
 def count_step(
     step: Stepper,
-) -> dict: # operations, launches, waits, waits_by, flops, mixing: of one step
+) -> dict: # operations, launches, waits, waits_by, flops: of one step
     "What one step does, counted; on CUDA launches are kernels, on a CPU operations"
     with Counting() as c: step()
     with FlopCounterMode(display=False) as f: step()

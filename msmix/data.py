@@ -6,8 +6,8 @@
 __all__ = ['SPLITS', 'KINDS', 'Header', 'check_header', 'flat', 'check_table', 'read_rows', 'scan', 'check_range', 'read_small',
            'token_mask', 'check_splits', 'content_sum', 'check_sum', 'new_file', 'Rounding', 'Rounded', 'write_split',
            'write_dataset', 'read_header', 'open_dataset', 'rounding_of', 'rounding_text', 'side_by_side', 'read_all',
-           'check_dataset', 'Batch', 'Split', 'epoch_batches', 'read_features', 'standardise_', 'fits', 'Dataset',
-           'as_split', 'load_dataset']
+           'check_dataset', 'Batch', 'Split', 'batch_sizes', 'epoch_batches', 'read_features', 'standardise_', 'fits',
+           'Dataset', 'as_split', 'load_dataset']
 
 # %% ../nbs/01_data.ipynb #324fff95
 import hashlib
@@ -147,7 +147,7 @@ def scan(
         for i in range(0, n, rows):
             b = read_rows(a, slice(i, i+rows), dtype, key, where)
             if done: done.result()
-            done = beside.submit(h.update, b)
+            if sums is not None: done = beside.submit(h.update, b)
             yield i,b
     if sums is not None: sums[key] = h.hexdigest()
 
@@ -501,6 +501,17 @@ class Split:
         "Memory of the features"
         return sum(o.nbytes for o in self.x.values())
 
+# %% ../nbs/01_data.ipynb #23226071
+def batch_sizes(
+    n: int, # Clips
+    batch_size: int,
+) -> list[int]: # Together n
+    "Clips of each batch of an epoch; a last one of a single clip joins the one before"
+    if batch_size < 1: raise UsageError(f"batch size {batch_size} is not possible: it must be 1 or more")
+    sizes = [batch_size]*(n//batch_size) + ([n%batch_size] if n%batch_size else [])
+    if len(sizes)>1 and sizes[-1]==1 and batch_size>1: sizes[-2:] = [sizes[-2]+1]
+    return sizes
+
 # %% ../nbs/01_data.ipynb #41359ad6
 def epoch_batches(
     n: int, # Clips
@@ -508,11 +519,8 @@ def epoch_batches(
     generator: torch.Generator, # The loader's own; the batches lie on its device
 ) -> list[Tensor]: # Index tensors, together a permutation
     "The batches of one epoch"
-    if batch_size < 1: raise UsageError(f"batch size {batch_size} is not possible: it must be 1 or more")
     order = torch.randperm(n, generator=generator, device=generator.device)
-    sizes = [batch_size]*(n//batch_size) + ([n%batch_size] if n%batch_size else [])
-    if len(sizes)>1 and sizes[-1]==1 and batch_size>1: sizes[-2:] = [sizes[-2]+1]
-    return list(order.split(sizes))
+    return list(order.split(batch_sizes(n, batch_size)))
 
 # %% ../nbs/01_data.ipynb #d58ff56f
 def read_features(

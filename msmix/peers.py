@@ -6,13 +6,15 @@
 __all__ = ['mmsa_split', 'mmsa_pickle', 'Peer', 'ratio_rows', 'beside_mmsa', 'random_bert']
 
 # %% ../nbs/45a_peers.ipynb #6b8f9bd9
-import json, pickle, subprocess, time
+import json, pickle, time
+from contextlib import ExitStack
 from pathlib import Path
 import numpy as np
 from .bench import Stepper, few_batches, rounds_for, seconds_of, spread
 from .core import UsageError
 from .data import flat
 from .synth import synth_splits
+from .throughput import child, last_words
 
 # %% ../nbs/45a_peers.ipynb #63d87079
 def mmsa_split(
@@ -33,7 +35,7 @@ def mmsa_pickle(
     fraction: float, # Of its clips
 ) -> Path:
     "A synthetic dataset as MMSA reads it"
-    Path(path).write_bytes(pickle.dumps({s: mmsa_split(t) for s,t in dict(synth_splits(like, fraction, 0)).items()}))
+    with open(path, 'wb') as f: pickle.dump({s: mmsa_split(t) for s,t in dict(synth_splits(like, fraction, 0)).items()}, f)
     return Path(path)
 
 # %% ../nbs/45a_peers.ipynb #c45cbb87
@@ -46,28 +48,26 @@ class Peer:
     ):
         "Raise `UsageError` if it does not start"
         if not Path(python).is_file(): raise UsageError(f"no MMSA environment at '{python}': make it with make bench-peers")
-        self.process = subprocess.Popen([str(python), str(script), json.dumps(asked)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.PIPE, text=True)
+        self.open  = ExitStack()
+        self.child = self.open.enter_context(child(python, script, json.dumps(asked)))
         self.about = self.answer()
 
     def answer(self) -> dict:
         "The next line it writes"
-        line = self.process.stdout.readline()
+        line = self.child.process.stdout.readline()
         if line: return json.loads(line)
-        said = self.process.stderr.read().strip().splitlines() or ['']
-        raise UsageError(f'MMSA ended without an answer: {said[-1]}')
+        with self.open: raise UsageError(f'MMSA ended without an answer: {last_words(self.child)[1]}')
 
     def steps(self,
         n: int, # How many
     ) -> list[float]: # Seconds of each
         "Train on the next batches"
-        print(n, file=self.process.stdin, flush=True)
+        print(n, file=self.child.process.stdin, flush=True)
         return self.answer()['seconds']
 
     def close(self):
         "End the process"
-        self.process.kill()
-        self.process.communicate()
+        self.open.close()
 
 # %% ../nbs/45a_peers.ipynb #85667c12
 def ratio_rows(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'BINS', 'predictor', 'modal_losses', 'clean_and_mixed', 'Step', 'train_step', 'total_loss', 'loss_weights',
-           'make_optimiser', 'cosine_factor', 'make_schedule', 'advance', 'epoch_means', 'histogram', 'Passes',
-           'on_device', 'Trainer']
+           'make_optimiser', 'cosine_factor', 'make_schedule', 'advance', 'epoch_means', 'histogram', 'Steps', 'Passes',
+           'on_device', 'Resumable', 'Trainer']
 
 # %% ../nbs/30_train.ipynb #3971607d
 import copy, math, time
@@ -184,8 +184,8 @@ def histogram(
     return torch.bincount(k, minlength=BINS).cpu()
 
 # %% ../nbs/30_train.ipynb #9f43e2dd
-class Passes:
-    "A backbone and a mixer, and one pass of them over a split"
+class Steps:
+    "A backbone and a mixer, and the two halves of a training step"
     def __init__(self,
         backbone: Backbone,
         mixer: Mixer,
@@ -228,6 +228,9 @@ class Passes:
         if self.capture: at, update = {p: Captured(o, self.mixer.generators) for p,o in at.items()}, Captured(update)
         return at, update
 
+# %% ../nbs/30_train.ipynb #919a311d
+class Passes(Steps):
+    "One pass of a backbone and a mixer over a split"
     def train_epoch(self, steps, batches: list[Tensor], epoch: int) -> dict[str,float]:
         "One pass over the training set in `steps`; mean losses by name"
         self.backbone.train()
@@ -269,8 +272,8 @@ def on_device(
     return torch.cat(batches).to(split.y.device).split([len(o) for o in batches])
 
 # %% ../nbs/30_train.ipynb #5990eee2
-class Trainer(Passes):
-    "Trains a backbone with a mixer after a recipe"
+class Resumable(Passes):
+    "Passes whose state can be taken out and put back"
     def begin(self, seed: int):
         "Everything as it is before the first epoch"
         self.optimiser = make_optimiser(self.backbone, self.mixer, self.recipe, self.capture)
@@ -295,6 +298,9 @@ class Trainer(Passes):
         if state['cuda'] is not None: torch.cuda.set_rng_state(state['cuda'], self.device)
         self.taken = None
 
+# %% ../nbs/30_train.ipynb #cbaf4a03
+class Trainer(Resumable):
+    "Trains a backbone with a mixer after a recipe"
     def epoch(self, train: Split, valid: Split) -> dict[str,float]: # Also into the history
         "One epoch: train, validate, keep the weights if they are the best; raise `RunFailed` where a loss is not finite"
         if self.taken is None: self.taken = self.steps(train, self.optimiser)
