@@ -55,10 +55,15 @@ test-slurm: $(READY)
 # Each page measures and keeps what it finds; the machine should have nothing else to do.
 BENCH := msmix notebook
 MEASURE = -p measure=true -p device=$(DEVICE) -p folder=$(CURDIR)/results/bench
+KEEP = -p device=$(DEVICE) -p out=$(CURDIR)/results/bench
+GPU_RUNS := [1,2,4,8,16]
+CPU_RUNS := [1,2,4]
 
 bench: $(READY)
 	@for o in step levers; do $(BENCH) nbs/bench/$$o.ipynb results/bench/notebooks/$(DEVICE)-$$o.ipynb $(MEASURE) || exit 1; done
-	@for o in data runs; do $(BENCH) nbs/bench/$$o.ipynb results/bench/notebooks/$(DEVICE)-$$o.ipynb -p device=$(DEVICE) -p out=$(CURDIR)/results/bench || exit 1; done
+	@$(BENCH) nbs/bench/data.ipynb results/bench/notebooks/$(DEVICE)-data.ipynb $(KEEP) -p fraction=0.2
+	@$(BENCH) nbs/bench/runs.ipynb results/bench/notebooks/$(DEVICE)-runs.ipynb $(KEEP) -p data=synth:mosi:0.1 -p epochs=10 -p repeats=3 \
+	  -p 'at_once=$(if $(filter cuda%,$(DEVICE)),$(GPU_RUNS),$(CPU_RUNS))' -p known=$(CURDIR)/results/mosi-open/runs.h5
 
 # MMSA's packages stay out of the project's environment; torch is the same in both.
 PEERS := .venv-mmsa
