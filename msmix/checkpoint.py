@@ -42,5 +42,6 @@ class Checkpoint:
         return warnings.warn(f'the checkpoint {self.path} is of another configuration: the run starts from the beginning')
 
     def remove(self):
-        "The run is finished and saved"
-        with suppress(OSError): self.path.unlink(missing_ok=True)
+        "The run is finished and saved; what a process left that was killed while it wrote goes too"
+        for o in (self.path, *self.path.parent.glob(f'.{self.path.name}.*.part')):
+            with suppress(OSError): o.unlink(missing_ok=True)
