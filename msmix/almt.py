@@ -11,7 +11,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from .core import Latents, Masks, Encoded, Fused, UsageError
-from .layers import Dropout, per_modality, lead_modality
+from .layers import Dropout, by_length, per_modality, lead_modality
 from .attention import attend, allowed_keys
 from .backbones import Backbone, rename_keys
 
@@ -56,13 +56,20 @@ class Embedding(nn.Module):
         self.token, self.pos = nn.Parameter(torch.zeros(1, tokens, width)), nn.Parameter(torch.randn(1, tokens+length, width))
         self.layers = nn.ModuleList([TokenLayer(width, **layer) for _ in range(depth)])
 
-    def forward(self, x: Tensor, mask: Tensor|None=None) -> Tensor:
-        "`(B,L,d)` with its mask `(B,L)` to `(B,T,D)`"
+    def read(self, x: Tensor, mask: Tensor|None) -> Tensor:
+        "`forward`, all clips at once"
         (B, L, _), T = x.shape, self.token.shape[1]
         h = torch.cat([self.token.expand(B, -1, -1), self.proj(x)], 1) + self.pos[:,:T+L]
         allow = None if mask is None else allowed_keys(F.pad(mask, (T,0), value=True), T, T+L)
         for layer in self.layers[:-1]: h = layer(h, h, allow)
         return self.layers[-1](h[:,:T], h, allow)
+
+    def forward(self,
+        x: Tensor, # `(B,L,d)`
+        mask: Tensor|None=None, # `(B,L)`
+        group: int=16, # Clips of like length that go together on a CPU
+    ) -> Tensor: # `(B,T,D)`
+        return by_length(self.read, x, mask, group)
 
 # %% ../nbs/15_almt.ipynb #2ee814e8
 class HyperLayer(nn.Module):

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Latents', 'Masks', 'STREAMS', 'Encoded', 'Fused', 'Mixed', 'length_mask', 'masked_mean', 'join_masks', 'per_row',
-           'stack_rows', 'stream_seed', 'generator', 'set_up_torch']
+           'stack_rows', 'stream_seed', 'generator', 'keep_memory', 'set_up_torch']
 
 # %% ../nbs/00_core.ipynb #0b9e9629
-import os
+import ctypes, os
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -109,6 +109,16 @@ def generator(
     "A generator of its own for one stream"
     return torch.Generator(device).manual_seed(stream_seed(seed, stream))
 
+# %% ../nbs/00_core.ipynb #dd184d45
+def keep_memory(
+    kept: bool=True, # False: as the C library starts
+):
+    "Let the C library keep freed memory for the next tensor, where it can (glibc)"
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError): return
+    mallopt(-4, 0 if kept else 65536)        # M_MMAP_MAX: how many tensors lie outside the heap
+    mallopt(-1, -1 if kept else 128*1024)    # M_TRIM_THRESHOLD: free bytes from which the heap shrinks; -1: never
+
 # %% ../nbs/00_core.ipynb #ebdb6bd7
 def set_up_torch(
     device='cpu', # Where the run will compute
@@ -116,6 +126,7 @@ def set_up_torch(
 ) -> torch.device:
     "Make runs repeatable and denormal numbers cheap; raise `UsageError` if `device` is not there"
     os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
+    keep_memory()
     try:
         device = torch.device(device)
         torch.empty(0, device=device)

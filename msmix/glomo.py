@@ -12,8 +12,8 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from .core import Latents, Masks, Encoded, Fused, UsageError
-from .layers import Dropout, per_modality, lead_modality
-from .attention import Encoder
+from .layers import Dropout, by_length, per_modality, lead_modality
+from .attention import Encoder, clips_at_once
 from .backbones import Backbone, rename_keys
 
 # %% ../nbs/16_glomo.ipynb #8f471ce6
@@ -80,15 +80,20 @@ class SequenceNet(nn.Module):
         **encoder, # heads, layers and rates of dropout of an `Encoder`
     ):
         super().__init__()
-        self.g, self.zero_is_padding = g, zero_is_padding
+        self.g, self.zero_is_padding, self.heads = g, zero_is_padding, encoder['heads']
         self.proj, self.encoder = nn.Conv1d(d, width, 3, padding=1, bias=False), Encoder(width, **encoder)
 
-    def forward(self, x: Tensor, mask: Tensor|None=None) -> tuple[Tensor,Tensor]:
-        "`(B,L,d)` to `(B,width)` and `(B,width,g)`"
+    def read(self, x: Tensor, mask: Tensor|None) -> Tensor:
+        "`(B,L,d)` to `(B,width,1+g)`, the coarse vector first"
         h = conv_steps(self.proj, x, mask)
         pos = sinusoids(h.shape[1], h.shape[2], h)
         h = self.encoder(h, mask, positions=pos*(h[...,:1]!=0) if self.zero_is_padding else pos)
-        return pool_pieces(h, mask, 1).squeeze(-1), pool_pieces(h, mask, self.g)
+        return torch.cat([pool_pieces(h, mask, 1), pool_pieces(h, mask, self.g)], -1)
+
+    def forward(self, x: Tensor, mask: Tensor|None=None) -> tuple[Tensor,Tensor]:
+        "`(B,L,d)` to `(B,width)` and `(B,width,g)`"
+        z = by_length(self.read, x, mask, clips_at_once(self.heads, x.shape[1]))
+        return z[...,0], z[...,1:]
 
 # %% ../nbs/16_glomo.ipynb #a75cbce5
 def cv_squared(v: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from .core import Latents, Masks, Encoded, Fused
-from .layers import Dropout, per_modality, lead_modality
-from .attention import Encoder, zero_padding
+from .layers import Dropout, by_length, per_modality, lead_modality
+from .attention import Encoder, clips_at_once, zero_padding
 from .backbones import Backbone, rename_keys
 
 # %% ../nbs/13_mult.ipynb #471ec490
@@ -59,7 +59,7 @@ class MulT(Backbone):
         skip_projection: bool=False, # Published: no convolution where features have width d
     ):
         super().__init__(dims, label_range)
-        self.lead, self.through_padding, self.future_mask = lead_modality(dims, lead), through_padding, future_mask
+        self.lead, self.through_padding, self.future_mask, self.heads = lead_modality(dims, lead), through_padding, future_mask, heads
         kernel, drop = per_modality(kernel, dims, 'kernel'), per_modality(attn_dropout, dims, 'attn_dropout')
         rest = dict(relu_dropout=relu_dropout, res_dropout=res_dropout, embed_dropout=embed_dropout)
         self.latent_dims = {m: width for m in dims}
@@ -90,7 +90,9 @@ class MulT(Backbone):
     def fuse(self, z: Latents, mask: Masks|None=None, n_clean: int|None=None) -> Fused:
         "Crossmodal and self attention, head"
         mask = mask or {m: None for m in self.modalities}
-        h = torch.cat([self.listen(m, z, mask) for m in self.modalities], -1)
+        all_heard = lambda z, mask: torch.cat([self.listen(m, z, mask) for m in self.modalities], -1)
+        if self.future_mask: h = all_heard(z, mask)
+        else: h = by_length(all_heard, z, mask, clips_at_once(self.heads, max(o.shape[1] for o in z.values())))
         return Fused(self.out_layer(h + self.proj2(self.drop(F.relu(self.proj1(h))))))
 
 # %% ../nbs/13_mult.ipynb #7c802c30

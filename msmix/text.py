@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TIMEOUT', 'HOW', 'NO_TOKENS', 'STATES', 'hugging_face', 'quiet', 'read_encoder', 'ask_hub', 'first_line',
-           'load_encoder', 'longest', 'check_states', 'TextEncoder', 'weights_sum', 'WithText', 'real_lengths',
-           'use_tokens', 'check_ids', 'with_encoder', 'embedding_name', 'changed_copy', 'write_states', 'embeddings',
-           'read_tokens', 'embed', 'use_embedding']
+           'load_encoder', 'check_states', 'TextEncoder', 'weights_sum', 'WithText', 'real_lengths', 'use_tokens',
+           'check_ids', 'with_encoder', 'embedding_name', 'changed_copy', 'write_states', 'embeddings', 'read_tokens',
+           'embed', 'use_embedding']
 
 # %% ../nbs/18_text.ipynb #f5eaed49
 import hashlib, json, os, shutil
@@ -20,6 +20,7 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 from .core import Latents, Masks, Encoded, Fused, UsageError, choose, length_mask, set_up_torch
+from .layers import by_length
 from .backbones import Backbone
 from .data import SPLITS, Dataset, Split, check_table, open_dataset, read_features, read_small
 
@@ -105,15 +106,6 @@ def load_encoder(
     raise UsageError(f"text encoder '{name}' cannot be had: there is no folder of this name, "
                      f"the local cache does not hold it, and {why}; {HOW}")
 
-# %% ../nbs/18_text.ipynb #32d70cbb
-def longest(
-    mask: Tensor, # `(B,L)`
-) -> int: # From 1 to L
-    "Steps up to the last real one of all rows"
-    L = mask.shape[1]
-    if mask.is_cuda and torch.cuda.is_current_stream_capturing(): return L
-    return max(1, int((mask*torch.arange(1, L+1, device=mask.device)).max()))
-
 # %% ../nbs/18_text.ipynb #4938317b
 def check_states(states: int):
     "Raise `UsageError` unless one or two hidden states are asked for"
@@ -126,12 +118,12 @@ class TextEncoder(nn.Module):
         model: nn.Module, # As `load_encoder` gives it
         states: int=1, # 1: last hidden state; 2: last and second-last, side by side
         frozen: bool=False, # Never trained, never in training mode
-        trim: bool=True, # Cut off padding that no clip of a batch needs
+        group: int=16, # Clips that are read together on a CPU
     ):
         "Raise `UsageError` for other numbers of states"
         super().__init__()
         check_states(states)
-        self.model, self.states, self.frozen, self.trim = model.requires_grad_(not frozen), states, frozen, trim
+        self.model, self.states, self.frozen, self.group = model.requires_grad_(not frozen), states, frozen, group
         self.width, self.sum = states*model.config.hidden_size, weights_sum(model)
         self.train(self.training)
 
@@ -141,18 +133,20 @@ class TextEncoder(nn.Module):
         if self.frozen: self.model.eval()
         return self
 
-    def forward(self,
-        ids: Tensor, # Token ids, `(B,L)` int64
-        mask: Tensor|None=None, # Real tokens, `(B,L)`; None: all are real
-    ) -> Tensor: # `(B,L,width)`, zero where padded
-        if mask is None: mask = torch.ones_like(ids, dtype=torch.bool)
-        L, n = ids.shape[1], longest(mask) if self.trim else ids.shape[1]
-        mask, two = mask[:,:n], self.states>1
-        ids = ids[:,:n].masked_fill(~mask, self.model.config.pad_token_id or 0)
+    def read(self, ids: Tensor, mask: Tensor, L: int) -> Tensor:
+        "`forward`, all clips at once; padded to `L` steps"
+        ids, two = ids.masked_fill(~mask, self.model.config.pad_token_id or 0), self.states>1
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             out = self.model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=two)
         h = torch.cat([out.last_hidden_state, out.hidden_states[-2]], -1) if two else out.last_hidden_state
-        return F.pad(h.masked_fill(~mask[...,None], 0), (0,0,0,L-n))
+        return F.pad(h.masked_fill(~mask[...,None], 0), (0,0,0,L-ids.shape[1]))
+
+    def forward(self,
+        ids: Tensor, # Token ids, `(B,L)` int64
+        mask: Tensor|None=None, # Real tokens come first, `(B,L)`; None: all are real
+    ) -> Tensor: # `(B,L,width)`, zero where padded
+        if mask is None: mask = torch.ones_like(ids, dtype=torch.bool)
+        return by_length(lambda o, real: self.read(o, real, ids.shape[1]), ids, mask, self.group)
 
 # %% ../nbs/18_text.ipynb #f54fb0c1
 def weights_sum(model: nn.Module) -> str:
