@@ -12,7 +12,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from .core import Latents, Masks, Encoded, Fused, UsageError, choose, masked_mean
-from .layers import Dropout, over_steps, per_modality, lead_modality, last_step
+from .layers import Dropout, by_length, per_modality, lead_modality, last_step
 from .attention import zero_padding
 from .backbones import Backbone, rename_keys
 
@@ -42,7 +42,7 @@ class BiRNN(nn.Module):
         x: Tensor, # `(B,L,d)`
         mask: Tensor|None=None, # `(B,L)`
     ) -> tuple[Tensor,Tensor]: # All steps `(B,L,2*hidden)`; the last of each direction, `(B,2,hidden)`
-        fwd, bwd = over_steps(self.fwd, x, mask), over_steps(self.bwd, reverse_steps(x, mask), mask)
+        fwd, bwd = self.fwd(x)[0], self.bwd(reverse_steps(x, mask))[0]
         last = torch.stack([last_step(fwd, mask), last_step(bwd, mask)], 1)
         return torch.cat([fwd, reverse_steps(bwd, mask)], -1), last
 
@@ -53,12 +53,17 @@ class Reader(nn.Module):
         super().__init__()
         self.rnn_1, self.norm, self.rnn_2 = BiRNN(d, hidden, cell), nn.LayerNorm(2*hidden), BiRNN(2*hidden, hidden, cell)
 
+    def read(self, x: Tensor, mask: Tensor|None) -> Tensor:
+        "`forward`, all clips at once"
+        steps, last_1 = self.rnn_1(zero_padding(x, mask), mask)
+        return torch.cat([last_1, self.rnn_2(self.norm(steps), mask)[1]], -1).flatten(1)
+
     def forward(self,
         x: Tensor, # `(B,L,d)`
         mask: Tensor|None=None, # `(B,L)`
+        group: int=16, # Clips of like length that go together on a CPU
     ) -> Tensor: # `(B,4*hidden)`
-        steps, last_1 = self.rnn_1(zero_padding(x, mask), mask)
-        return torch.cat([last_1, self.rnn_2(self.norm(steps), mask)[1]], -1).flatten(1)
+        return by_length(self.read, x, mask, len(x) if mask is None else group)
 
 # %% ../nbs/14_misa.ipynb #ba7cadc5
 def unit_rows(
