@@ -58,9 +58,11 @@ MEASURE = -p measure=true -p device=$(DEVICE) -p folder=$(CURDIR)/results/bench
 KEEP = -p device=$(DEVICE) -p out=$(CURDIR)/results/bench
 GPU_RUNS := [1,2,4,8,16]
 CPU_RUNS := [1,2,4]
+CAPTURE := false $(if $(filter cuda%,$(DEVICE)),true)
 
 bench: $(READY)
-	@for o in step levers; do $(BENCH) nbs/bench/$$o.ipynb results/bench/notebooks/$(DEVICE)-$$o.ipynb $(MEASURE) || exit 1; done
+	@for o in $(CAPTURE); do $(BENCH) nbs/bench/step.ipynb results/bench/notebooks/$(DEVICE)-step-capture-$$o.ipynb $(MEASURE) -p capture=$$o || exit 1; done
+	@$(BENCH) nbs/bench/levers.ipynb results/bench/notebooks/$(DEVICE)-levers.ipynb $(MEASURE)
 	@$(BENCH) nbs/bench/data.ipynb results/bench/notebooks/$(DEVICE)-data.ipynb $(KEEP) -p fraction=0.2
 	@$(BENCH) nbs/bench/runs.ipynb results/bench/notebooks/$(DEVICE)-runs.ipynb $(KEEP) -p data=synth:mosi:0.1 -p epochs=10 -p repeats=3 \
 	  -p 'at_once=$(if $(filter cuda%,$(DEVICE)),$(GPU_RUNS),$(CPU_RUNS))' -p known=$(CURDIR)/results/mosi-open/runs.h5
@@ -68,7 +70,8 @@ bench: $(READY)
 # MMSA's packages stay out of the project's environment; torch is the same in both.
 PEERS := .venv-mmsa
 bench-peers: $(READY) $(PEERS)/.ready
-	@$(BENCH) nbs/bench/peers.ipynb results/bench/notebooks/$(DEVICE)-peers.ipynb $(MEASURE) -p python=$(CURDIR)/$(PEERS)/bin/python -p script=$(CURDIR)/nbs/bench/mmsa_steps.py
+	@for o in $(CAPTURE); do $(BENCH) nbs/bench/peers.ipynb results/bench/notebooks/$(DEVICE)-peers-capture-$$o.ipynb $(MEASURE) -p capture=$$o \
+	  -p python=$(CURDIR)/$(PEERS)/bin/python -p script=$(CURDIR)/nbs/bench/mmsa_steps.py || exit 1; done
 
 $(PEERS)/.ready: constraints.txt
 	@$(PYTHON) -m venv $(PEERS)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['WAITS', 'machine', 'save_frame', 'load_frame', 'wait', 'seconds_of', 'in_turns', 'spread', 'by_mask', 'Counting',
-           'machine_rates', 'floor_seconds', 'Stepper', 'count_step', 'mixing_share', 'peak_bytes', 'few_batches',
-           'rounds_for', 'measure_steps']
+           'machine_rates', 'floor_seconds', 'Stepper', 'count_step', 'count_launches', 'mixing_share', 'own_peak',
+           'peak_bytes', 'few_batches', 'rounds_for', 'measure_steps']
 
 # %% ../nbs/45_bench.ipynb #458a2986
-import itertools, os, platform, statistics, sys, time
+import itertools, json, os, platform, statistics, subprocess, sys, time
 from collections import Counter
 from pathlib import Path
 import h5py
@@ -177,6 +177,7 @@ class Stepper:
         capture: bool=False, # Record steps as CUDA graphs
         seed: int=0,
     ):
+        self.asked = dict(data=data, backbone=backbone, mixer=mixer, settings=settings, threads=threads)
         self.run = Experiment(data, backbone, mixer, seed, settings=settings, device=str(device), threads=threads, checkpoint=0, capture=capture)
         self.trainer, self.split, self.device = self.run.trainer, self.run.data.splits['train'], str(device)
         t = self.trainer
@@ -201,19 +202,24 @@ class Stepper:
 
 # %% ../nbs/45_bench.ipynb #2f5a28ca
 def count_step(
-    step: Stepper,
-) -> dict: # operations, launches, waits, waits_by, flops: of one step
-    "What one step does, counted; on CUDA launches are kernels, on a CPU operations"
+    step: Stepper, # Not captured: a graph is no operation
+) -> dict: # operations, waits, waits_by, flops: of one step
+    "What one step does, counted"
     with Counting() as c: step()
     with FlopCounterMode(display=False) as f: step()
-    launches = sum(c.ops.values())
-    if step.device.startswith('cuda'):
-        from torch.profiler import ProfilerActivity, profile
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as p:
-            step()
-            wait(step.device)
-        launches = sum(o.count for o in p.key_averages() if 'LaunchKernel' in o.key or 'GraphLaunch' in o.key)
-    return dict(operations=sum(c.ops.values()), launches=launches, waits=sum(c.waits.values()), waits_by=dict(c.waits), flops=f.get_total_flops())
+    return dict(operations=sum(c.ops.values()), waits=sum(c.waits.values()), waits_by=dict(c.waits), flops=f.get_total_flops())
+
+# %% ../nbs/45_bench.ipynb #760a4455
+def count_launches(
+    step: Stepper,
+) -> int:
+    "What the host asks of the device in one step: kernels and graphs on CUDA, nothing on a CPU"
+    if not step.device.startswith('cuda'): return 0
+    from torch.profiler import ProfilerActivity, profile
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as p:
+        step()
+        wait(step.device)
+    return sum(o.count for o in p.key_averages() if 'LaunchKernel' in o.key or 'GraphLaunch' in o.key)
 
 # %% ../nbs/45_bench.ipynb #96e63d4c
 def mixing_share(
@@ -236,21 +242,30 @@ def mixing_share(
     return sum(inside)/whole
 
 # %% ../nbs/45_bench.ipynb #ac90ac34
-def peak_bytes(
-    work, # Function without arguments
-    device='cpu', # Where it computes
+def own_peak(
+    step: Stepper, # Of which no step is done yet
 ) -> int: # 0 where unknown
-    "Most memory while the work is done, beyond what was held before"
-    if str(device).startswith('cuda'):
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        work()
-        return torch.cuda.max_memory_allocated(device)-before
+    "Most memory of this process during two steps, beyond what it held before"
     try: Path('/proc/self/clear_refs').write_text('5')     # forgets the peak so far
     except OSError: return 0
     before = memory_of('VmRSS')
-    work()
+    step(), step()
     return max(0, memory_of('VmHWM')-before)
+
+# %% ../nbs/45_bench.ipynb #6c1d159f
+def peak_bytes(
+    step: Stepper,
+) -> int: # 0 where unknown
+    "Most memory of a step beyond data and weights; on a CPU, where a process keeps what it had, in a fresh one"
+    if step.device.startswith('cuda'):
+        torch.cuda.reset_peak_memory_stats(step.device)
+        before = torch.cuda.memory_allocated(step.device)
+        step()
+        return torch.cuda.max_memory_allocated(step.device)-before
+    code = 'import json, sys; from msmix.bench import Stepper, own_peak; print(own_peak(Stepper(**json.loads(sys.argv[1]))))'
+    done = subprocess.run([sys.executable, '-c', code, json.dumps(step.asked)], capture_output=True, text=True)
+    if done.returncode: raise RuntimeError(f'the process that measures memory failed: {done.stderr.strip()[-300:]}')
+    return int(done.stdout.split()[-1])
 
 # %% ../nbs/45_bench.ipynb #cdf34558
 def few_batches(
@@ -282,20 +297,22 @@ def measure_steps(
     settings: dict|None=None, # What is done otherwise than in the recipe
     rates: dict|None=None, # From `machine_rates`; None: measured now
 ): # Frame, one row per mixer
-    "Time, counts, memory, and floor of a step"
+    "Time, counts, memory, and floor of a step; operations, waits and the share of mixing are those of the step that is not captured"
     import pandas as pd
     size = (settings or {}).get('batch_size')
-    made = {m: Stepper(few_batches(like, backbone, batch_size=size), backbone, m, settings, device, threads, capture) for m in mixers}
-    counts = {m: count_step(o) for m,o in made.items()}
+    make = lambda m, capture: Stepper(few_batches(like, backbone, batch_size=size), backbone, m, settings, device, threads, capture)
+    made = {m: make(m, capture) for m in mixers}
+    eager = {m: make(m, False) for m in mixers} if capture else made
+    counts = {m: count_step(eager[m]) | dict(launches=count_launches(o)) for m,o in made.items()}
     first = sum(seconds_of(o, device) for o in made.values())
     times, rates = in_turns(made, rounds_for(first, budget), 1, device), rates or machine_rates(device)
     rows = []
     for m,step in made.items():
         mid, low, high = spread(times[m])
         ratio, least, most = spread(times[m]/times[mixers[0]])
-        floor = floor_seconds(step.batch_bytes, step.parameters, counts[m]['flops'], rates, counts[m]['launches']*(device!='cpu' and not capture))
+        floor = floor_seconds(step.batch_bytes, step.parameters, counts[m]['flops'], rates, counts[m]['launches'])
         rows.append(dict(like=like, backbone=backbone, mixer=m, batch_size=step.size, capture=capture, seconds=mid, low=low, high=high, per_second=step.size/mid,
                          ratio=ratio, ratio_low=least, ratio_high=most, rounds=len(times), parameters=step.parameters, batch_bytes=step.batch_bytes,
-                         peak_bytes=peak_bytes(step, device), mixing=mixing_share(step), waits_by=', '.join(counts[m]['waits_by']),
+                         peak_bytes=peak_bytes(step), mixing=mixing_share(eager[m]), waits_by=', '.join(counts[m]['waits_by']),
                          **{k: counts[m][k] for k in ('operations','launches','waits','flops')}, **{f'floor_{k}': v for k,v in floor.items()}))
     return pd.DataFrame(rows)
