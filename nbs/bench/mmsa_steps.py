@@ -6,7 +6,7 @@ of JSON with their seconds, measured from batch to batch inside an epoch: loadin
 
 MMSA 2.2.1 does not run on a current PyTorch as it is. Repaired here, in this process and not in its files:
 ReduceLROnPlateau has lost the argument `verbose`; `MMSA_run` selects a CUDA device even where there is none, so data, model and
-trainer are put together as it does.
+trainer are put together as it does. It would stop when validation no longer improves; here it goes on while steps are asked for.
 """
 import json, sys, time
 from pathlib import Path
@@ -62,7 +62,7 @@ def main(asked, answer):
     device = torch.device(asked['device'])
     if device.type == 'cuda': torch.cuda.set_device(device)
     args.update(featurePath=asked['pickle'], device=device, train_mode='regression', custom_feature=None, feature_T='', feature_A='', feature_V='',
-                cur_seed=1, model_save_path=str(Path(asked['pickle']).with_suffix('.pth')), batch_size=asked['batch_size'])
+                cur_seed=1, model_save_path=str(Path(asked['pickle']).with_suffix('.pth')), batch_size=asked['batch_size'], early_stop=sys.maxsize)
     if asked.get('pretrained'): args['pretrained'] = asked['pretrained']
     setup_seed(0)
     loaders = MMDataLoader(args, asked['workers'])
