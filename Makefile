@@ -17,7 +17,7 @@ help:
 	@echo 'make reproduce        the grid on synthetic data, its table and its figure (results/reproduce)'
 	@echo 'make test             every check and every notebook'
 	@echo 'make test-slurm       a grid on a Slurm cluster of one node, set up here as root from Debian packages'
-	@echo 'make bench            speed on this machine; DEVICE=cuda on a GPU (results/bench)'
+	@echo 'make bench            speed on this machine; DEVICE=cuda on a GPU; FRACTION=0.75: prepare on 6 GB (results/bench)'
 	@echo 'make bench-peers      a training step beside that of MMSA 2.2.1, which gets an environment of its own'
 	@echo 'make readme           README.md from nbs/index.ipynb'
 	@echo 'make notebooks        execute and clean all notebooks but the training notebook, in place'
@@ -58,12 +58,13 @@ MEASURE = -p measure=true -p device=$(DEVICE) -p folder=$(CURDIR)/results/bench
 KEEP = -p device=$(DEVICE) -p out=$(CURDIR)/results/bench
 GPU_RUNS := [1,2,4,8,16]
 CPU_RUNS := [1,2,4]
+FRACTION ?= 0.2
 CAPTURE := false $(if $(filter cuda%,$(DEVICE)),true)
 
 bench: $(READY)
 	@for o in $(CAPTURE); do $(BENCH) nbs/bench/step.ipynb results/bench/notebooks/$(DEVICE)-step-capture-$$o.ipynb $(MEASURE) -p capture=$$o || exit 1; done
 	@$(BENCH) nbs/bench/levers.ipynb results/bench/notebooks/$(DEVICE)-levers.ipynb $(MEASURE)
-	@$(BENCH) nbs/bench/data.ipynb results/bench/notebooks/$(DEVICE)-data.ipynb $(KEEP) -p fraction=0.2
+	@$(BENCH) nbs/bench/data.ipynb results/bench/notebooks/$(DEVICE)-data.ipynb $(KEEP) -p fraction=$(FRACTION)
 	@$(BENCH) nbs/bench/runs.ipynb results/bench/notebooks/$(DEVICE)-runs.ipynb $(KEEP) -p data=synth:mosi:0.1 -p epochs=10 -p repeats=3 \
 	  -p 'at_once=$(if $(filter cuda%,$(DEVICE)),$(GPU_RUNS),$(CPU_RUNS))' -p known=$(CURDIR)/results/mosi-open/runs.h5
 

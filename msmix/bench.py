@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['WAITS', 'machine', 'save_frame', 'load_frame', 'wait', 'seconds_of', 'in_turns', 'spread', 'by_mask', 'Counting',
-           'machine_rates', 'floor_seconds', 'Stepper', 'count_step', 'count_launches', 'mixing_share', 'own_peak',
-           'peak_bytes', 'few_batches', 'rounds_for', 'measure_steps']
+           'machine_rates', 'floor_seconds', 'Stepper', 'recurrent_flops', 'flop_counter', 'count_step',
+           'count_launches', 'mixing_share', 'own_peak', 'peak_bytes', 'few_batches', 'rounds_for', 'measure_steps']
 
 # %% ../nbs/45_bench.ipynb #458a2986
-import itertools, json, os, platform, statistics, subprocess, sys, time
+import itertools, json, math, os, platform, statistics, subprocess, sys, time
 from collections import Counter
 from pathlib import Path
 import h5py
@@ -200,13 +200,26 @@ class Stepper:
     @property
     def batch_bytes(self) -> int: return sum(o[:self.size].nbytes for o in self.split.x.values())
 
+# %% ../nbs/45_bench.ipynb #b7198f61
+def recurrent_flops(
+    passes: int, # 1 forwards, 2 backwards
+): # Function for `FlopCounterMode`, which gives it shapes
+    "FLOPs of a recurrent layer on a CPU"
+    return lambda x, W, U, *rest, out_shape=None, **named: 2*passes*x[0]*x[1]*(math.prod(W)+math.prod(U))
+
+# %% ../nbs/45_bench.ipynb #c89b43b2
+def flop_counter() -> FlopCounterMode:
+    "Counts the FLOPs of what runs inside it, those of recurrent layers on a CPU among them"
+    layer = {torch.ops.aten.mkldnn_rnn_layer: recurrent_flops(1), torch.ops.aten.mkldnn_rnn_layer_backward: recurrent_flops(2)}
+    return FlopCounterMode(display=False, custom_mapping=layer)
+
 # %% ../nbs/45_bench.ipynb #2f5a28ca
 def count_step(
     step: Stepper, # Not captured: a graph is no operation
 ) -> dict: # operations, waits, waits_by, flops: of one step
     "What one step does, counted"
     with Counting() as c: step()
-    with FlopCounterMode(display=False) as f: step()
+    with flop_counter() as f: step()
     return dict(operations=sum(c.ops.values()), waits=sum(c.waits.values()), waits_by=dict(c.waits), flops=f.get_total_flops())
 
 # %% ../nbs/45_bench.ipynb #760a4455
