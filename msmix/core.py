@@ -7,7 +7,7 @@ __all__ = ['Latents', 'Masks', 'STREAMS', 'Encoded', 'Fused', 'Mixed', 'length_m
            'stack_rows', 'stream_seed', 'generator', 'keep_memory', 'set_up_torch']
 
 # %% ../nbs/00_core.ipynb #0b9e9629
-import ctypes, os
+import ctypes
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -125,7 +125,6 @@ def set_up_torch(
     threads: int|None=None, # CPU threads; None leaves PyTorch's choice
 ) -> torch.device:
     "Make runs repeatable and denormal numbers cheap; raise `UsageError` if `device` is not there"
-    os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
     keep_memory()
     try:
         device = torch.device(device)
