@@ -64,12 +64,9 @@ class Embedding(nn.Module):
         for layer in self.layers[:-1]: h = layer(h, h, allow)
         return self.layers[-1](h[:,:T], h, allow)
 
-    def forward(self,
-        x: Tensor, # `(B,L,d)`
-        mask: Tensor|None=None, # `(B,L)`
-        group: int=16, # Clips of like length that go together on a CPU
-    ) -> Tensor: # `(B,T,D)`
-        return by_length(self.read, x, mask, group)
+    def forward(self, x: Tensor, mask: Tensor|None=None) -> Tensor:
+        "`(B,L,d)` with its mask `(B,L)` to `(B,T,D)`"
+        return by_length(self.read, x, mask)
 
 # %% ../nbs/15_almt.ipynb #2ee814e8
 class HyperLayer(nn.Module):

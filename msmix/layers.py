@@ -50,7 +50,7 @@ def by_length(
     work, # Function of `x` and `mask` of some clips; makes a tensor with one row per clip, each from its own clip alone
     x: Tensor|Latents, # `(B,L,…)`, one or by modality
     mask: Tensor|Masks|None, # Real steps first, one or by modality; None: all are real
-    group: int, # Clips that go together on a CPU, G
+    group: int=16, # Clips that go together on a CPU, G
 ) -> Tensor: # `(B,…)`, rows as in `x`
     "`work(x, mask)`, on a CPU group by group, without padding that a group does not need"
     if isinstance(x, Tensor): return by_length(lambda o, real: work(o[''], real['']), {'':x}, {'':mask}, group)
@@ -131,7 +131,8 @@ class LSTMSubNet(nn.Module):
         mask: Tensor|None=None, # `(B,L)`
     ) -> Tensor: # `(B,out)`
         if self.through_padding: mask = None
-        h = by_length(lambda o, real: last_step(self.rnn(o)[0], real), x, mask, len(x) if mask is None else 16)
+        read = lambda x, mask: last_step(self.rnn(x)[0], mask)
+        h = read(x, None) if mask is None else by_length(read, x, mask)
         return self.linear_1(self.drop(h))
 
 # %% ../nbs/02_layers.ipynb #abfb67ba

@@ -61,9 +61,8 @@ class Reader(nn.Module):
     def forward(self,
         x: Tensor, # `(B,L,d)`
         mask: Tensor|None=None, # `(B,L)`
-        group: int=16, # Clips of like length that go together on a CPU
     ) -> Tensor: # `(B,4*hidden)`
-        return by_length(self.read, x, mask, len(x) if mask is None else group)
+        return self.read(x, None) if mask is None else by_length(self.read, x, mask)
 
 # %% ../nbs/14_misa.ipynb #ba7cadc5
 def unit_rows(
