@@ -83,6 +83,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                              'msmix.bench.mixing_share': ('bench.html#mixing_share', 'msmix/bench.py'),
                              'msmix.bench.own_peak': ('bench.html#own_peak', 'msmix/bench.py'),
                              'msmix.bench.peak_bytes': ('bench.html#peak_bytes', 'msmix/bench.py'),
+                             'msmix.bench.printed': ('bench.html#printed', 'msmix/bench.py'),
                              'msmix.bench.recurrent_flops': ('bench.html#recurrent_flops', 'msmix/bench.py'),
                              'msmix.bench.rounds_for': ('bench.html#rounds_for', 'msmix/bench.py'),
                              'msmix.bench.save_frame': ('bench.html#save_frame', 'msmix/bench.py'),

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['WAITS', 'machine', 'save_frame', 'load_frame', 'wait', 'seconds_of', 'in_turns', 'spread', 'by_mask', 'Counting',
            'machine_rates', 'floor_seconds', 'Stepper', 'recurrent_flops', 'flop_counter', 'count_step',
-           'count_launches', 'mixing_share', 'own_peak', 'peak_bytes', 'few_batches', 'rounds_for', 'measure_steps']
+           'count_launches', 'mixing_share', 'printed', 'own_peak', 'peak_bytes', 'few_batches', 'rounds_for',
+           'measure_steps']
 
 # %% ../nbs/45_bench.ipynb #458a2986
 import itertools, json, math, os, platform, statistics, subprocess, sys, time
@@ -254,6 +255,17 @@ def mixing_share(
         for o in hooks: o.remove()
     return sum(inside)/whole
 
+# %% ../nbs/45_bench.ipynb #c65da59b
+def printed(
+    code: str, # Program
+    *args, # Its arguments
+    **environment, # What is set for it
+) -> list[str]:
+    "The words of the last line that a program of its own prints; raise `RuntimeError` if it fails"
+    done = subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, env={**os.environ, **environment})
+    if done.returncode: raise RuntimeError(f'a program ended with code {done.returncode}: {done.stderr.strip()[-300:]}')
+    return done.stdout.splitlines()[-1].split()
+
 # %% ../nbs/45_bench.ipynb #ac90ac34
 def own_peak(
     step: Stepper, # Of which no step is done yet
@@ -276,9 +288,7 @@ def peak_bytes(
         step()
         return torch.cuda.max_memory_allocated(step.device)-before
     code = 'import json, sys; from msmix.bench import Stepper, own_peak; print(own_peak(Stepper(**json.loads(sys.argv[1]))))'
-    done = subprocess.run([sys.executable, '-c', code, json.dumps(step.asked)], capture_output=True, text=True)
-    if done.returncode: raise RuntimeError(f'the process that measures memory failed: {done.stderr.strip()[-300:]}')
-    return int(done.stdout.split()[-1])
+    return int(printed(code, json.dumps(step.asked))[0])
 
 # %% ../nbs/45_bench.ipynb #cdf34558
 def few_batches(
