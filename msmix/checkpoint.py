@@ -6,11 +6,13 @@
 __all__ = ['Checkpoint']
 
 # %% ../nbs/04_checkpoint.ipynb #9d58a56f
-import os, warnings
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 import torch
+from .files import whole_file
+from .names import UsageError
 
 # %% ../nbs/04_checkpoint.ipynb #3e2341df
 @dataclass(frozen=True)
@@ -22,15 +24,10 @@ class Checkpoint:
 
     def save(self, state: dict): # Tensors, numbers, texts, lists and dictionaries
         "Write the state; a full disk is a warning"
-        part = self.path.with_name(f'.{self.path.name}.{os.getpid()}.part')
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({'identity':self.identity, 'state':state}, part)
-            os.replace(part, self.path)
-        except (OSError, RuntimeError) as e:      # PyTorch reports a full disk as RuntimeError
+            with whole_file(self.path) as part: torch.save({'identity':self.identity, 'state':state}, part)
+        except (UsageError, RuntimeError) as e:   # PyTorch reports a full disk as RuntimeError
             warnings.warn(f'no checkpoint at {self.path} ({str(e).splitlines()[0]}): the run goes on without')
-        finally:
-            with suppress(OSError): part.unlink(missing_ok=True)
 
     def load(self) -> dict|None: # None: start from the beginning
         "The state that was saved last"

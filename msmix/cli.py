@@ -12,7 +12,7 @@ __all__ = ['parse_value', 'parse_pairs', 'do_list', 'do_prepare', 'do_synth', 'd
 import argparse, json, sys
 from pathlib import Path
 from .names import shown_name, BACKBONES, MIXERS, UsageError, RunFailed, all_names, choose
-from .notebooks import make_folder
+from .files import whole_file
 
 # %% ../nbs/50_cli.ipynb #d5d2458b
 def parse_value(
@@ -187,12 +187,7 @@ def write_frames(
     out: Path, # .csv or .h5
 ):
     "Write predictions; `UsageError` if the place cannot be written"
-    part = make_folder(out.parent, 'folder of the predictions')/f'.{out.name}.part'
-    try:
-        (frames_to_h5 if out.suffix=='.h5' else frames_to_csv)(frames, part)
-        part.replace(out)
-    except OSError as e: raise UsageError(f"cannot write '{out}' ({e.strerror or e}): choose a file that can be written") from e
-    finally: part.unlink(missing_ok=True)
+    with whole_file(out) as part: (frames_to_h5 if out.suffix=='.h5' else frames_to_csv)(frames, part)
 
 # %% ../nbs/50_cli.ipynb #76a79301
 class OneLineParser(argparse.ArgumentParser):

@@ -9,7 +9,7 @@ __all__ = ['kernel_partners', 'CMixup']
 import torch
 from torch import Tensor
 from .core import Latents, Masks, Mixed, UsageError
-from .mixers import Mixer, check_alpha, sample_beta
+from .mixers import Mixer, check_alpha, mix_pairs, sample_beta
 
 # %% ../nbs/29_cmixup.ipynb #ac3cd951
 def kernel_partners(
@@ -50,4 +50,4 @@ class CMixup(Mixer):
         i = torch.arange(N, device=y.device)%B
         j = kernel_partners(y, i, self.bandwidth, g)
         lam = sample_beta(self.alpha, 1 if self.per_batch else N, g).expand(N, 1)
-        return self.mix_pairs(z, y, i, j, {m: lam for m in z}, lam, mask, labels)
+        return mix_pairs(z, y, i, j, {m: lam for m in z}, lam, mask, labels)

@@ -12,11 +12,10 @@ __all__ = ['SPLITS', 'KINDS', 'Header', 'check_header', 'flat', 'check_table', '
 # %% ../nbs/01_data.ipynb #324fff95
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from .core import Latents, Masks, UsageError, choose, length_mask, masked_mean
+from .files import whole_file
 from .results import path_part
 
 # %% ../nbs/01_data.ipynb #60a08862
@@ -248,20 +248,7 @@ def new_file(
     path, # Where the file shall be
 ):
     "An HDF5 file that takes its name when the block ends well, and vanishes when it does not"
-    path = Path(path)
-    if path.is_dir(): raise UsageError(f"cannot write '{path}': it is a folder, name a file in it")
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    made = [o for o in (path.parent, *path.parent.parents) if not o.exists()]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(part, 'w') as f: yield f
-        os.replace(part, path)
-    except BaseException as e:
-        with suppress(OSError): part.unlink(missing_ok=True)
-        with suppress(OSError):
-            for o in made: o.rmdir()
-        if not isinstance(e, OSError): raise
-        raise UsageError(f"cannot write '{path}' ({e.strerror or e}): choose a folder where files may be made and there is space") from e
+    with whole_file(path) as part, h5py.File(part, 'w') as f: yield f
 
 # %% ../nbs/01_data.ipynb #aaebc863
 class Rounding(NamedTuple):

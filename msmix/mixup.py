@@ -8,7 +8,7 @@ __all__ = ['Mixup']
 # %% ../nbs/25_mixup.ipynb #869130c9
 from torch import Tensor
 from .core import Latents, Masks, Mixed, choose
-from .mixers import Mixer, check_alpha, random_pairs, sample_beta
+from .mixers import Mixer, check_alpha, mix_pairs, random_pairs, sample_beta
 
 # %% ../nbs/25_mixup.ipynb #a34cb752
 class Mixup(Mixer):
@@ -36,4 +36,4 @@ class Mixup(Mixer):
         (B, N), g = self.n_rows(z), self.generator(y.device)
         i, j = random_pairs(B, N, g)
         lam = sample_beta(self.alpha, 1 if self.per_batch else N, g).expand(N, 1)
-        return self.mix_pairs(z, y, i, j, {m: lam for m in z}, lam, mask, labels)
+        return mix_pairs(z, y, i, j, {m: lam for m in z}, lam, mask, labels)

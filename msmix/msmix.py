@@ -7,11 +7,11 @@ __all__ = ['MSMix']
 
 # %% ../nbs/24_msmix.ipynb #69f28f3d
 import torch
-from torch import nn, Tensor
+from torch import Tensor
 from .core import Latents, Masks, Mixed, UsageError, choose
-from .mixers import Mixer, check_alpha, random_pairs, sample_beta
+from .mixers import Mixer, check_alpha, mix_pairs, random_pairs, sample_beta
 from .sass import pairwise_similarity, draw_pairs
-from .sig import IntensityPredictor, CrossIntensity, intensity_weights, mixing_ratios
+from .sig import OwnIntensity, CrossIntensity, intensity_weights, mixing_ratios
 from .sal import alignment_loss
 
 # %% ../nbs/24_msmix.ipynb #ecffaa1f
@@ -47,12 +47,11 @@ class MSMix(Mixer):
         check_alpha(alpha)
         if attend=='modalities' and sequences: raise UsageError("attend='modalities' needs vectors, and these latents are sequences: use attend='own'")
         self.delta, self.ordered, self.fallback, self.alpha = delta, ordered, fallback, alpha
-        self.attend, self.signed, self.direction = attend, signed, direction
+        self.signed, self.direction = signed, direction
         self.sass, self.sig, self.sal = sass, sig, sal
         self.reach = self.reach if reach is None else reach
-        if sig or sal is not False:
-            own = lambda d: IntensityPredictor(d, self.reach, heads, sequences, leak, reduce_above)
-            self.intensity = CrossIntensity(dims, self.reach, heads) if attend=='modalities' else nn.ModuleDict({m: own(d) for m,d in dims.items()})
+        if not sig and sal is False: return
+        self.intensity = CrossIntensity(dims, self.reach, heads) if attend=='modalities' else OwnIntensity(dims, self.reach, heads, sequences, leak, reduce_above)
 
     @classmethod
     def published(cls, dims: dict[str,int], label_range=(-3.,3.), **kw) -> 'MSMix':
@@ -62,30 +61,17 @@ class MSMix(Mixer):
 
     def intensities(self, z: Latents, mask: Masks|None=None) -> dict[str,Tensor]:
         "$I^m$ of every sample, `(B,)` per modality"
-        if self.attend=='modalities': return self.intensity({m: z[m] for m in self.modalities})
-        return {m: self.intensity[m](z[m], mask and mask[m]) for m in self.modalities}
-
-    def similarity(self, z: Latents, mask: Masks|None=None) -> Tensor:
-        "$S'$, `(B,B)`"
-        return pairwise_similarity(z, mask)
+        return self.intensity({m: z[m] for m in self.modalities}, mask)
 
     def weights(self, intensity: Tensor, z: Tensor) -> Tensor:
         "$w^m$, `(B,)`, for the latent `z` of the same modality"
         return intensity_weights(intensity, signed=self.signed and z.dim()==3)
 
-    def allowed(self, z: Latents, pairs: Tensor, mask: Masks|None=None) -> Tensor:
-        "1 for each of `pairs` that the selection rule could have drawn, else 0, `(N,)`"
-        s, (i, j) = self.similarity(z, mask), pairs.T
-        upper = torch.ones_like(s, dtype=torch.bool).triu(1)
-        few = ((upper|upper.T if self.ordered else upper) & (s>self.delta)).sum() < len(pairs)
-        best = s[upper].topk(min(2*len(pairs), int(upper.sum()))).values[-1]
-        return torch.where(few, (s[i,j]>=best) & (i<j), (s[i,j]>self.delta) & (i!=j)).to(s.dtype)
-
     def pairs(self, z: Latents, mask: Masks|None=None) -> Tensor:
         "The pairs of one batch, `(N,2)`"
         (B, N), g = self.n_rows(z), self.generator(z[self.modalities[0]].device)
         if not self.sass: return torch.stack(random_pairs(B, N, g), 1)
-        with torch.no_grad(): return draw_pairs(self.similarity(z, mask), N, self.delta, g, self.ordered, self.fallback)
+        with torch.no_grad(): return draw_pairs(pairwise_similarity(z, mask), N, self.delta, g, self.ordered, self.fallback)
 
     def forward(self,
         z: Latents, # `(B,d)` or `(B,L,d)` per modality
@@ -106,5 +92,5 @@ class MSMix(Mixer):
         lam_m, lam = ({m: base for m in z}, base)
         if self.sig: lam_m, lam = mixing_ratios({m: self.weights(o, z[m]) for m,o in intensity.items()}, i, j, base)
         aux = {'sal': alignment_loss(intensity, y, self.reach, self.direction)} if aligned else {}
-        mixed = self.mix_pairs(z, y, i, j, lam_m, lam, mask, labels, aux)
+        mixed = mix_pairs(z, y, i, j, lam_m, lam, mask, labels, aux)
         return mixed._replace(seen={**mixed.seen, **{f'intensity_{m}': o for m,o in intensity.items()}})

@@ -116,14 +116,15 @@ def check_mixer_case(
     case: h5py.Group, # One case of an MS-Mix reference file
 ) -> dict[str,float]: # Quantity -> largest error
     "Errors of MS-Mix on one case, with its pairs and base ratios injected"
+    from msmix.sass import allowed_pairs, pairwise_similarity
     mixer, x = published_mixer(case), read_group(case['input'])
     z, y = {m: x[m] for m in mixer.dims}, x['label']
     pairs, lam_base = torch.as_tensor(case['pairs'][()]), torch.as_tensor(case['lam_base'][()])
     with torch.no_grad():
         mixed = mixer(z, y, pairs=pairs, lam_base=lam_base)
-        intensity = mixer.intensities(z)
-        ours = {'similarity':mixer.similarity(z), 'kl':mixed.aux['sal'], 'lam_label':mixed.lam, 'mixed/label':mixed.y,
-                'pairs_allowed':mixer.allowed(z, pairs),
+        intensity, s = mixer.intensities(z), pairwise_similarity(z)
+        ours = {'similarity':s, 'kl':mixed.aux['sal'], 'lam_label':mixed.lam, 'mixed/label':mixed.y,
+                'pairs_allowed':allowed_pairs(s, pairs, mixer.delta, mixer.ordered).to(s.dtype),
                 **{f'intensity/{m}':o for m,o in intensity.items()}, **{f'mixed/{m}':o for m,o in mixed.z.items()},
                 **{f'weight/{m}':mixer.weights(o, z[m]) for m,o in intensity.items()}}
         theirs = {**read_group(case), 'pairs_allowed':torch.ones(len(pairs))}

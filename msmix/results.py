@@ -6,17 +6,17 @@
 __all__ = ['ATTRIBUTES', 'PACK_ABOVE', 'COLUMNS', 'path_part', 'run_path', 'sha256', 'module_text', 'docstring_places',
            'bare_source', 'module_source', 'code_sum', 'to_json', 'identity', 'versions', 'git_commit', 'memory_of',
            'peak_memory', 'Run', 'example_run', 'hidden_name', 'parse_hidden', 'write_array', 'write_run',
-           'read_arrays', 'read_run', 'file_identity', 'check_target', 'write_file', 'save_run', 'load_run',
-           'run_differences', 'iter_runs', 'run_rows', 'stale_runs', 'runs_frame', 'load_runs', 'missing_runs',
-           'asked_for', 'merge_runs', 'unmerge_runs']
+           'read_arrays', 'read_run', 'file_identity', 'check_target', 'save_run', 'load_run', 'run_differences',
+           'iter_runs', 'run_rows', 'stale_runs', 'runs_frame', 'load_runs', 'missing_runs', 'asked_for', 'merge_runs',
+           'unmerge_runs']
 
 # %% ../nbs/32_results.ipynb #0767a2b6
-import ast, hashlib, importlib.metadata, importlib.util, io, itertools, json, os, platform, re, subprocess, tempfile, tokenize, warnings
-from contextlib import suppress
+import ast, hashlib, importlib.metadata, importlib.util, io, itertools, json, platform, re, subprocess, tempfile, tokenize, warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import h5py
 import numpy as np
+from .files import whole_file
 from .names import UsageError
 from .metrics import METRICS, score
 
@@ -351,22 +351,6 @@ def check_target(
     except OSError as e:
         raise UsageError(f"results cannot be written to {path.parent} ({e.strerror}): choose another results folder") from e
 
-# %% ../nbs/32_results.ipynb #06fe79d7
-def write_file(
-    path: Path, # Where the file is to be
-    write, # Called with the open file
-):
-    "Write an HDF5 file under a temporary name and rename it; a failure leaves no file behind, a full disk is a `UsageError`"
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(part, 'w', track_order=False) as f: write(f)
-        os.replace(part, path)
-    except OSError as e:
-        raise UsageError(f"{path} cannot be written ({e.strerror or e}): choose a folder where files may be made and there is space") from e
-    finally:
-        with suppress(OSError): part.unlink(missing_ok=True)
-
 # %% ../nbs/32_results.ipynb #b6a9d0cd
 def save_run(
     run: Run,
@@ -376,7 +360,7 @@ def save_run(
     path = run_path(results, *run.key)
     check_target(path, run.identity)
     if path.exists() and file_identity(path) is None: warnings.warn(f'{path} was not a whole run file and is replaced')
-    write_file(path, lambda f: write_run(f, run))
+    with whole_file(path) as part, h5py.File(part, 'w') as f: write_run(f, run)
     return path
 
 # %% ../nbs/32_results.ipynb #beedec8d
@@ -519,9 +503,8 @@ def merge_runs(
     "Write all runs into one HDF5 file, without weights and latents; raise `UsageError` if there is none or `dst` cannot be written"
     runs, dst, shared = [replace(run, latents=None) for run,_ in iter_runs(src)], Path(dst), {}
     if not runs: raise UsageError(f"there is no run in {src}: train first, or check the path")
-    def write(f):
+    with whole_file(dst) as part, h5py.File(part, 'w') as f:
         for run in runs: write_run(f.create_group('/'.join(map(str, run.key))), run, shared)
-    write_file(dst, write)
     return len(runs)
 
 # %% ../nbs/32_results.ipynb #6ac8e02e

@@ -9,7 +9,7 @@ __all__ = ['TIMEOUT', 'HOW', 'NO_TOKENS', 'STATES', 'hugging_face', 'quiet', 're
            'embed', 'use_embedding']
 
 # %% ../nbs/18_text.ipynb #f5eaed49
-import hashlib, json, os, shutil
+import hashlib, json, shutil
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from .core import Latents, Masks, Encoded, Fused, UsageError, choose, length_mas
 from .layers import by_length
 from .backbones import Backbone
 from .data import SPLITS, Dataset, Split, check_table, open_dataset, read_features, read_small
+from .files import whole_file
 
 # %% ../nbs/18_text.ipynb #9d9073e1
 def hugging_face():
@@ -279,22 +280,17 @@ def changed_copy(
 ):
     "A copy to write to, which replaces the file when the block ends well; `UsageError` if it cannot"
     path = path.resolve()
-    part  = path.with_name(f'.{path.name}.{os.getpid()}.part')
     stamp = lambda: (path.stat().st_size, path.stat().st_mtime_ns)
     before, free = stamp(), shutil.disk_usage(path.parent).free
     need = before[0]+extra
     if need>free: raise UsageError(f"'{path}' cannot be extended: a copy of {need/1e9:.1f} GB is made beside it, "
                                    f"and {free/1e9:.1f} GB are free; make room")
-    try:
+    with whole_file(path) as part:
         shutil.copyfile(path, part)
         with h5py.File(part, 'r+') as f: yield f
         shutil.copymode(path, part)
         if stamp()!=before:
             raise UsageError(f"'{path}' was changed by another program meanwhile, and was left as that one made it: run again")
-        os.replace(part, path)
-    except OSError as e:
-        raise UsageError(f"'{path}' cannot be extended ({e.strerror or first_line(e)}): its folder must be writable") from e
-    finally: part.unlink(missing_ok=True)
 
 # %% ../nbs/18_text.ipynb #c2c4cf0b
 def write_states(
