@@ -222,7 +222,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                                'msmix.figures.Gathered.said': ('figures.html#gathered.said', 'msmix/figures.py'),
                                'msmix.figures.example_grid': ('figures.html#example_grid', 'msmix/figures.py'),
                                'msmix.figures.gather': ('figures.html#gather', 'msmix/figures.py'),
-                               'msmix.figures.missing_of': ('figures.html#missing_of', 'msmix/figures.py'),
                                'msmix.figures.published_panel': ('figures.html#published_panel', 'msmix/figures.py'),
                                'msmix.figures.published_ratios': ('figures.html#published_ratios', 'msmix/figures.py'),
                                'msmix.figures.rest_of': ('figures.html#rest_of', 'msmix/figures.py'),

@@ -472,18 +472,20 @@ def load_runs(
 # %% ../nbs/32_results.ipynb #e4921481
 def missing_runs(
     frame, # As `load_runs` gives it
-    backbones=(), mixers=(), seeds=(), # What was asked for; empty: what is there
+    backbones=(), mixers=(), seeds=(), variants=(), # What was asked for; empty: what is there
 ): # Frame with columns dataset, backbone, mixer, variant, seed
-    "Runs that were asked for, or that siblings have, and that are not there"
+    "Runs that were asked for, or that siblings have, and that are not there; whole variants among them"
     import pandas as pd
-    want, names = [], ['dataset', 'backbone', 'mixer', 'variant', 'seed']
-    for (dataset,variant),g in frame.groupby(['dataset','variant']):
-        for b in backbones or sorted(g.backbone.unique()):
-            own  = g[g.backbone==b]
-            full = itertools.product(mixers or sorted(own.mixer.unique()), seeds or sorted(own.seed.unique()))
-            have = set(zip(own.mixer, own.seed))
-            want += [(dataset,b,m,variant,s) for m,s in full if (m,s) not in have]
-    return pd.DataFrame(want, columns=names)
+    want, keys = [], ['dataset', 'backbone', 'mixer', 'variant', 'seed']
+    have, either = set(frame[keys].itertuples(index=False, name=None)), lambda part, whole: part if len(part) else whole
+    for dataset,g in frame.groupby('dataset'):
+        for v in variants or sorted(g.variant.unique()):
+            own = either(g[g.variant==v], g)
+            for b in backbones or sorted(own.backbone.unique()):
+                side = either(own[own.backbone==b], own)
+                seen = either(g[g.backbone==b], g) if variants else side
+                want += itertools.product([dataset], [b], mixers or sorted(side.mixer.unique()), [v], seeds or sorted(seen.seed.unique()))
+    return pd.DataFrame([o for o in want if o not in have], columns=keys)
 
 # %% ../nbs/32_results.ipynb #68833c8e
 def asked_for(
