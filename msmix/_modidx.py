@@ -288,6 +288,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                             'msmix.grid.move_aside': ('grid.html#move_aside', 'msmix/grid.py'),
                             'msmix.grid.note_runs': ('grid.html#note_runs', 'msmix/grid.py'),
                             'msmix.grid.outdated': ('grid.html#outdated', 'msmix/grid.py'),
+                            'msmix.grid.package_sum': ('grid.html#package_sum', 'msmix/grid.py'),
                             'msmix.grid.parts': ('grid.html#parts', 'msmix/grid.py'),
                             'msmix.grid.plan': ('grid.html#plan', 'msmix/grid.py'),
                             'msmix.grid.profile_folder': ('grid.html#profile_folder', 'msmix/grid.py'),

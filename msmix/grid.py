@@ -8,8 +8,8 @@ __all__ = ['PART', 'RESOURCES', 'REQUIRED', 'DEFAULTS', 'PICTURE', 'FIGURES', 'p
            'figure_notebook', 'Figure', 'figure_jobs', 'check_data', 'check_settings', 'data_spec', 'Head', 'run_head',
            'source_of', 'code_of', 'run_faults', 'encoder_identity', 'Stale', 'check_runs', 'move_aside', 'settle_runs',
            'run_resources', 'machine_resources', 'job_limits', 'lock_folder', 'check_all', 'clear_way', 'end_with',
-           'profile_folder', 'snakemake_command', 'run_snakemake', 'note_runs', 'outdated', 'draw', 'show_plan',
-           'report', 'run_grid']
+           'profile_folder', 'snakemake_command', 'run_snakemake', 'package_sum', 'note_runs', 'outdated', 'draw',
+           'show_plan', 'report', 'run_grid']
 
 # %% ../nbs/36_grid.ipynb #610a1694
 import json, os, shlex, subprocess, sys, tempfile, threading, time
@@ -543,16 +543,22 @@ def run_snakemake(
         process = subprocess.Popen(command, env=env, stdout=f, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()] if lock else [])
         return watch(process, progress, time.time)
 
+# %% ../nbs/36_grid.ipynb #8e051e64
+def package_sum() -> str: # 64 hexadecimal digits
+    "SHA-256 of all modules of msmix as they are now"
+    from msmix.results import sha256
+    return sha256(*(o.read_text(encoding='utf-8') for o in sorted(Path(msmix.__file__).parent.glob('[!_]*.py'))))
+
 # %% ../nbs/36_grid.ipynb #c6cffb0e
 def note_runs(
     config: dict, # From `check_config`
     experiment: str, # Its name
     runs: list[Job], # That it asks for
 ) -> Path: # The list
-    "Write which runs of an experiment are there, and when they were written, if that has changed"
+    "Write which runs of an experiment are there, when they were written, and the sum of the modules, if that has changed"
     path  = Path(config['results'], 'figures', config['name'], experiment, '.runs')
     there = ((o.run, o.run.stat()) for o in runs if o.run.exists())
-    text  = '\n'.join(f'{run} {s.st_size} {s.st_mtime_ns}' for run,s in there)
+    text  = '\n'.join([*(f'{run} {s.st_size} {s.st_mtime_ns}' for run,s in there), f'modules {package_sum()}'])
     if not path.exists() or path.read_text()!=text:
         make_folder(path.parent, 'folder of the figures')
         path.write_text(text)
