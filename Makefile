@@ -61,12 +61,19 @@ CPU_RUNS := [1,2,4]
 FRACTION ?= 0.2
 CAPTURE := false $(if $(filter cuda%,$(DEVICE)),true)
 
+# On a GPU every run of the paper's grid is timed, with BERT-base where it is fine-tuned; a CPU would need hours for that.
+ON_GPU := $(filter cuda%,$(DEVICE))
+PAPER  := -p 'backbones=["tfn","lmf","mult","misa","almt","glomo"]' -p 'mixers=["none","manifold","multimix","advmixup","powmix","msmix"]'
+ALL    := -p 'datasets=["mosi","mosei","sims"]' -p batches=20 -p bert=true -p data=synth:mosi
+GRID   := $(PAPER) $(if $(ON_GPU),$(ALL),-p data=synth:mosi:0.1)
+
 bench: $(READY)
 	@for o in $(CAPTURE); do $(BENCH) nbs/bench/step.ipynb results/bench/notebooks/$(DEVICE)-step-capture-$$o.ipynb $(MEASURE) -p capture=$$o || exit 1; done
+	@$(BENCH) nbs/bench/step.ipynb results/bench/notebooks/$(DEVICE)-step-bert.ipynb $(MEASURE) -p bert=true $(if $(ON_GPU),,-p 'likes=["mosi"]')
 	@$(BENCH) nbs/bench/levers.ipynb results/bench/notebooks/$(DEVICE)-levers.ipynb $(MEASURE)
 	@$(BENCH) nbs/bench/data.ipynb results/bench/notebooks/$(DEVICE)-data.ipynb $(KEEP) -p fraction=$(FRACTION)
-	@$(BENCH) nbs/bench/runs.ipynb results/bench/notebooks/$(DEVICE)-runs.ipynb $(KEEP) -p data=synth:mosi:0.1 -p epochs=10 -p repeats=3 \
-	  -p 'at_once=$(if $(filter cuda%,$(DEVICE)),$(GPU_RUNS),$(CPU_RUNS))' -p known=$(CURDIR)/results/mosi-open/runs.h5
+	@for o in $(CAPTURE); do $(BENCH) nbs/bench/runs.ipynb results/bench/notebooks/$(DEVICE)-runs-capture-$$o.ipynb $(KEEP) -p capture=$$o $(GRID) \
+	  -p epochs=10 -p repeats=3 -p 'at_once=$(if $(ON_GPU),$(GPU_RUNS),$(CPU_RUNS))' -p known=$(CURDIR)/results/mosi-open/runs.h5 || exit 1; done
 
 # MMSA's packages stay out of the project's environment; torch is the same in both.
 PEERS := .venv-mmsa

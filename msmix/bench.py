@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WAITS', 'machine', 'save_frame', 'load_frame', 'wait', 'seconds_of', 'in_turns', 'spread', 'by_mask', 'Counting',
            'machine_rates', 'floor_seconds', 'Stepper', 'recurrent_flops', 'flop_counter', 'count_step',
-           'count_launches', 'mixing_share', 'printed', 'own_peak', 'peak_bytes', 'few_batches', 'rounds_for',
-           'measure_steps']
+           'count_launches', 'mixing_share', 'printed', 'own_peak', 'peak_bytes', 'few_batches', 'random_bert',
+           'encoder_settings', 'rounds_for', 'measure_steps']
 
 # %% ../nbs/45_bench.ipynb #458a2986
 import itertools, json, math, os, platform, statistics, subprocess, sys, time
@@ -300,6 +300,29 @@ def few_batches(
     "A synthetic dataset that is large enough"
     size = batch_size or find_recipe(backbone, f'synth-{like}').batch_size
     return f'synth:{like}:{min(1, (batches+.5)*size/LIKE[like].splits[0]):.4f}'
+
+# %% ../nbs/45_bench.ipynb #6cc35326
+def random_bert(
+    folder, # To make
+    **sizes, # What is other than in BERT-base
+) -> Path:
+    "A folder that transformers loads as BERT"
+    from transformers import BertConfig, BertModel
+    config = BertConfig(**sizes)
+    BertModel(config).save_pretrained(folder)
+    words = ['[PAD]','[UNK]','[CLS]','[SEP]','[MASK]']
+    Path(folder, 'vocab.txt').write_text('\n'.join(words+[f'w{k}' for k in range(config.vocab_size-len(words))]))
+    return Path(folder)
+
+# %% ../nbs/45_bench.ipynb #14ab36ac
+def encoder_settings(
+    backbone: str, # Name
+    like: str, # `mosi`, `mosei` or `sims`
+    encoder, # Folder of a text encoder
+) -> dict: # Settings for the synthetic set; empty where the published recipe reads features
+    "What the recipe of the real set says about its text encoder, with this one in its place"
+    recipe = find_recipe(backbone, like)
+    return {'text_encoder': str(encoder), 'text_states': recipe.text_states, 'text_frozen': recipe.text_frozen} if recipe.text_encoder else {}
 
 # %% ../nbs/45_bench.ipynb #5713a4c8
 def rounds_for(

@@ -25,6 +25,7 @@ class Load(NamedTuple):
     epochs: int = 5               # Timed, after one to warm up
     threads: int = 1              # CPU threads of a process
     settings: dict = {}           # What it does otherwise than its recipe
+    capture: bool = False         # On CUDA: record steps as graphs
 
 # %% ../nbs/45b_throughput.ipynb #01e5e4b0
 def prepared(
@@ -33,7 +34,8 @@ def prepared(
     "An experiment that has trained one epoch and keeps nothing"
     from msmix.experiment import Experiment
     with tempfile.TemporaryDirectory() as results:
-        e = Experiment(load.data, load.backbone, load.mixer, results=results, settings=load.settings, device=load.device, threads=load.threads, checkpoint=0)
+        e = Experiment(load.data, load.backbone, load.mixer, results=results, settings=load.settings, device=load.device, threads=load.threads,
+                       checkpoint=0, capture=load.capture)
     e.trainer.begin(seed=0)
     e.trainer.epoch(e.data.splits['train'], e.data.splits['valid'])
     return e
@@ -193,13 +195,16 @@ def step_seconds(
     like: str, # `mosi`, `mosei` or `sims`: synthetic data of its shapes
     backbone: str, mixer: str,
     device: str='cpu',
-    epochs: int=1, # Timed, of two batches each
+    epochs: int=1, # Timed
+    batches: int=2, # Of an epoch; more where what is done once an epoch would count
+    settings: dict={}, # What is done otherwise than in the recipe
+    capture: bool=False, # On CUDA: record steps as graphs
 ) -> float: # s, with the share of validation that goes with a step
     "Seconds of one training step in a run that is alone"
     from msmix.recipes import find_recipe
     from msmix.synth import LIKE
-    share = min(1, 2*find_recipe(backbone, like).batch_size/LIKE[like].splits[0])
-    found = work(Load(f'synth:{like}:{share!r}', backbone, mixer, device, epochs), lambda: None)
+    share = min(1, batches*find_recipe(backbone, like).batch_size/LIKE[like].splits[0])
+    found = work(Load(f'synth:{like}:{share!r}', backbone, mixer, device, epochs, settings=settings, capture=capture), lambda: None)
     return (found['times'][-1]-found['times'][0])/(found['steps']*epochs)
 
 # %% ../nbs/45b_throughput.ipynb #bc1d7235
