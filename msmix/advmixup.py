@@ -79,4 +79,5 @@ class AdvMixUp(Mixer):
         lam_m = {m: mean_ratio(o, joined[m]) for m,o in ratio.items()}
         lam = torch.stack([*lam_m.values()]).mean(0)
         labels = labels and {m: mix_labels(o, i, j, lam_m[m]) for m,o in labels.items()}
-        return Mixed({m: torch.lerp(b[m], a[m], ratio[m]) for m in z}, joined, mix_labels(y, i, j, lam), y[i], y[j], lam, labels)
+        mixed, seen = {m: torch.lerp(b[m], a[m], ratio[m]) for m in z}, {f'lam_{m}': o for m,o in lam_m.items()}
+        return Mixed(mixed, joined, mix_labels(y, i, j, lam), y[i], y[j], lam, labels, seen=seen)

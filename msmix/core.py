@@ -129,6 +129,7 @@ def set_up_torch(
     try:
         device = torch.device(device)
         torch.empty(0, device=device)
+        if device.type=='cuda': torch.cuda.set_device(device.index or 0)       # streams and graphs belong to the current device
     except (RuntimeError, AssertionError) as e:
         raise UsageError(f"device '{device}' cannot be used here ({str(e).splitlines()[0]}): use device=cpu, or a machine that has it") from e
     if threads is not None and threads<1: raise UsageError(f"{threads} threads cannot compute: pass 1 or more, or leave it out")

@@ -146,7 +146,7 @@ def check_capture(
     "Raise `UsageError` where steps cannot be captured"
     if device.type!='cuda': reason = f'steps are captured on CUDA only, this run computes on {device.type}'
     elif split.target is not None: reason = 'the dataset does not fit on the device, so its batches come from the host'
-    elif recipe.text_encoder: reason = 'a text encoder reads texts of changing lengths'
+    elif recipe.text_encoder: reason = 'a text encoder asks the host whether a text is padded'
     else: return
     raise UsageError(f"capture=True is not possible: {reason}; leave capture out")
 

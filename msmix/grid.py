@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 import msmix
 from .names import BACKBONES, MIXERS, EXPERIMENTS, UsageError, RunFailed, choose, resolve
-from .jobs import Job, clear_state, visible_gpus
+from .jobs import Job, clear_state, read_state, visible_gpus
 from .notebooks import make_folder, notebook_parameters
 from .progress import Progress, summary, watch
 
@@ -34,8 +34,9 @@ DEFAULTS  = {'backbones': None, 'mixers': None, 'seeds': None, 'variants': {'mai
 
 # %% ../nbs/36_grid.ipynb #af159898
 PICTURE = ('.svg', '.png', '.csv')
-FIGURES = {'table_main': ('.html', '.csv', '.tex'),  # notebook -> kinds of file it writes
-           **dict.fromkeys(('mixers_paired', 'radar', 'tsne', 'ablation', 'sensitivity', 'occlusion', 'missing_modality', 'limited_data', 'cost', 'ratios'), PICTURE)}
+FIGURES = {'table_main': ('.html', '_epochs.csv', '.csv', '.tex'),  # notebook -> what it always writes: its name with these behind
+           **dict.fromkeys(('mixers_paired', 'radar', 'tsne', 'ablation', 'sensitivity', 'missing_modality'), PICTURE),
+           'occlusion': (*PICTURE, '_paired.csv'), 'limited_data': (*PICTURE, '_gain.csv'), 'cost': (*PICTURE, '_runs.csv'), 'ratios': (*PICTURE, '_modalities.csv')}
 
 # %% ../nbs/36_grid.ipynb #cf853df6
 def _need(ok, key, found, expected, where):
@@ -217,7 +218,7 @@ def figure_files(
     name: str, # One of `FIGURES`
     experiment: str='', # Its name
 ) -> list[str]:
-    "The files that a figure notebook writes"
+    "The files that a figure notebook always writes"
     return [str(Path(config['results'], 'figures', config['name'], experiment, name)) + o for o in FIGURES[name]]
 
 # %% ../nbs/36_grid.ipynb #5db47d6b
@@ -233,7 +234,7 @@ def figure_notebook(
 class Figure(NamedTuple):
     "One figure to be drawn"
     job: Job          # Its `run` is the last of the files
-    files: list[str]  # All that its notebook writes
+    files: list[str]  # See `figure_files`
     experiment: str   # Whose runs it shows
     source: Path      # Its notebook
 
@@ -241,6 +242,9 @@ class Figure(NamedTuple):
     def name(self) -> str: return f'{self.experiment}_{self.source.stem}'.strip('_')
     @property
     def list(self) -> Path: return self.job.run.parent/'.runs'
+    def remove(self):
+        "Its files, if they are there"
+        for o in self.files: Path(o).unlink(missing_ok=True)
     @property
     def is_fresh(self) -> bool:
         "Is it there, and younger than its notebook and the list of its runs?"
@@ -316,6 +320,7 @@ class Head(NamedTuple):
     recipe: dict
     data_sum: str
     code_sum: str
+    weights: bool
 
 # %% ../nbs/36_grid.ipynb #28a05889
 def run_head(
@@ -327,7 +332,8 @@ def run_head(
         with h5py.File(path) as f:
             for split in f['predictions'].values():
                 for o in split.values(): o[...]
-            return Head(str(f.attrs['identity']), json.loads(f.attrs['config']).get('recipe'), str(f.attrs['data_sum']), str(f.attrs['code_sum']))
+            return Head(str(f.attrs['identity']), json.loads(f.attrs['config']).get('recipe'), str(f.attrs['data_sum']), str(f.attrs['code_sum']),
+                        'state' in f)
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError): return None
 
 # %% ../nbs/36_grid.ipynb #be05c573
@@ -398,6 +404,7 @@ def check_runs(
             if key not in encoded: encoded[key] = encoder_identity(data_spec(config, name), p)
             why = ['recipe, data, code or text encoder'] if head.identity!=encoded[key] else []
         else: why = run_faults(head, recipe, data_sum(name), code_of(p['backbone'], p['mixer']))
+        if p['save_weights'] and not head.weights: why.append('weights')                  # they were not kept
         if why: found.append(Stale(o, why, head.identity))
     return found
 
@@ -448,7 +455,7 @@ def machine_resources(
 ) -> dict: # As Snakemake names them
     "What this machine has to share out"
     import psutil
-    gpus  = len(visible_gpus()) if config['device']!='cpu' else 0
+    gpus  = {'cpu': 0, 'auto': len(visible_gpus()), 'cuda': len(visible_gpus())}.get(config['device'], 1)
     found = {'gpu_slots': gpus*config['resources']['runs_per_gpu']} if gpus else {}
     return found | ({'mem_mb': psutil.virtual_memory().available//10**6} if config['resources']['memory'] else {})
 
@@ -488,11 +495,14 @@ def check_all(
 # %% ../nbs/36_grid.ipynb #490c5a41
 def clear_way(
     config: dict, # From `check_config`
-    jobs: list[Job], # Runs and figures
+    runs: list[Job],
+    figures: list[Figure],
 ):
-    "Move aside what is in the way and forget how earlier runs failed"
+    "Move aside what is in the way, remove what is left of figures that were not finished, and forget how earlier runs failed"
     settle_runs(config)
-    for o in jobs: clear_state(o.state)
+    for o in figures:
+        if (state := read_state(o.job.state)) and state.kind!='running': o.remove()
+    for o in (*runs, *(o.job for o in figures)): clear_state(o.state)
 
 # %% ../nbs/36_grid.ipynb #18092f5a
 def end_with(
@@ -582,10 +592,12 @@ def draw(
     "Draw what is outdated"
     todo = outdated(config, figures)
     if not todo: return []
-    for f in (f for o in todo for f in o.files): Path(f).unlink(missing_ok=True)      # Snakemake would delete them when it starts to draw
+    for o in todo: o.remove()                                             # Snakemake would when it starts to draw
     progress = Progress([o.job for o in todo], config['resources']['retries'])
     print(f'{len(todo)} figures to draw', flush=True)
     call('figures', progress)
+    for o in todo:
+        if o.job.state.exists(): o.remove()                               # its notebook failed, maybe after its files were written
     return [o for o in summary(progress, 0, '') if o.startswith('failed')]
 
 # %% ../nbs/36_grid.ipynb #2dea0ae6
@@ -634,7 +646,7 @@ def run_grid(
         return c
     status, log = 0, Path(c['results'])/'logs'/'grid.txt'
     with lock_folder(make_folder(c['results'], 'results folder')) as lock:
-        clear_way(c, [*runs, *(o.job for o in figures)])
+        clear_way(c, runs, figures)
         make_folder(log.parent, 'folder of the logs')
         log.write_text('')
         call = lambda target, progress: run_snakemake(snakemake_command(path, target, jobs, profile, changes), log, progress, lock)

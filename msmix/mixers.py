@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['interpolate', 'mix_labels', 'mix_pairs', 'sample_beta', 'check_alpha', 'random_pairs', 'OwnRandomness', 'Mixer',
-           'NoMix', 'build_mixer', 'random_latents', 'sum_up', 'check_rows', 'check_limits', 'check_randomness',
-           'check_mixer']
+           'NoMix', 'build_mixer']
 
 # %% ../nbs/20_mixers.ipynb #69ea254d
 import math
@@ -190,109 +189,3 @@ def build_mixer(
     cls = resolve(name, MIXERS, 'mixer')
     check_options(cls, options, ('dims','label_range','sequences','seed'), f'option of mixer {name}')
     return construct(cls, f'mixer {name}', options, dims, label_range, sequences=sequences, seed=seed)
-
-# %% ../nbs/20_mixers.ipynb #9d6b7e08
-def random_latents(
-    dims: dict[str,int], # Modality -> width
-    B: int, # Samples
-    steps: int|None=None, # Padded length; None: vectors
-    seed: int=0,
-) -> tuple[Latents, Tensor, Masks]: # z, y `(B,1)` in [-3,3], mask
-    "A random batch at the cut; sequences have random real lengths"
-    g = torch.Generator().manual_seed(seed)
-    shape = lambda d: (B, d) if steps is None else (B, steps, d)
-    z = {m: torch.randn(shape(d), generator=g) for m,d in dims.items()}
-    n = torch.randint(1, (steps or 1)+1, (B,), generator=g)
-    mask = {m: None if steps is None else torch.arange(steps)<n[:,None] for m in dims}
-    return z, 6*torch.rand(B, 1, generator=g)-3, mask
-
-# %% ../nbs/20_mixers.ipynb #cb0489d1
-def sum_up(z: Latents, mask: Masks|None=None) -> Tensor:
-    "A backbone for tests: the sum of all latents, `(N,1)`"
-    return sum(o.flatten(1).sum(1, keepdim=True) for o in z.values())
-
-# %% ../nbs/20_mixers.ipynb #b4c42143
-def check_rows(
-    mixer: Mixer,
-    z: Latents, y: Tensor, mask: Masks,
-    hull: bool=True, # Must every coordinate stay inside the range of the batch?
-) -> Mixed:
-    "Points 1 to 3 of the contract on one batch"
-    close = lambda a,b: torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-    labels = {m: y*(k+1)/len(z) for k,m in enumerate(z)}
-    out = mixer(z, y, mask=mask, labels=labels, predict=sum_up)
-    _, N = mixer.n_rows(z)
-    assert out.y.shape==(N,1), f'labels have shape {tuple(out.y.shape)}, expected {(N,1)}'
-    for m,o in z.items():
-        assert out.z[m].shape==(N,*o.shape[1:]), f'{m} has shape {tuple(out.z[m].shape)}, expected {(N,*o.shape[1:])}'
-        assert (out.mask[m] is None)==(mask[m] is None), f'the mask of {m} came or went'
-        real = o if mask[m] is None else o*mask[m].unsqueeze(-1)
-        if mask[m] is not None: close(out.z[m]*~out.mask[m].unsqueeze(-1), torch.zeros_like(out.z[m]))
-        lo, hi = real.amin(0)-1e-5, real.amax(0)+1e-5
-        if hull: assert ((out.z[m]>=lo)&(out.z[m]<=hi)).all(), f'{m} leaves the range of the batch'
-    if out.lam is not None:
-        assert ((out.lam>=0)&(out.lam<=1)).all(), f'ratios leave [0,1]: {out.lam.min():.3f} to {out.lam.max():.3f}'
-        close(out.y, out.lam*out.y_i+(1-out.lam)*out.y_j)
-    assert ((out.y>=y.min()-1e-5)&(out.y<=y.max()+1e-5)).all(), 'mixed labels leave the range of the labels'
-    assert all(o.shape==(N,1) for o in out.labels.values()), 'labels per modality are missing or misshapen'
-    return out
-
-# %% ../nbs/20_mixers.ipynb #e08a637e
-def check_limits(
-    make, # `make(**kw)` builds the mixer
-    z: Latents, y: Tensor, mask: Masks,
-    identity: bool=True, # Does a sample mixed with itself come back?
-):
-    "Point 4 of the contract on one batch"
-    same = lambda o: None if o is None else o[:1].expand_as(o).contiguous()
-    twins, twin_mask = {m: same(o) for m,o in z.items()}, {m: same(o) for m,o in mask.items()}
-    real = lambda m: twins[m] if mask[m] is None else twins[m]*twin_mask[m].unsqueeze(-1)
-    out = make()(twins, same(y), mask=twin_mask, predict=sum_up)
-    if identity:
-        for m in z: torch.testing.assert_close(out.z[m], real(m)[:1].expand_as(out.z[m]), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(out.y, same(y)[:1].expand_as(out.y), rtol=1e-5, atol=1e-5)
-
-# %% ../nbs/20_mixers.ipynb #ec6bbb5b
-def check_randomness(
-    make, # `make(**kw)` builds the mixer
-    z: Latents, y: Tensor, mask: Masks,
-):
-    "Point 5 of the contract on one batch"
-    a, b, copy = make(seed=7), make(seed=7), {m: o.clone() for m,o in z.items()}
-    b.load_state_dict(a.state_dict())
-    state = torch.get_rng_state()
-    first = a(z, y, mask=mask, predict=sum_up)
-    assert torch.equal(torch.get_rng_state(), state), "the mixer draws from PyTorch's global generator"
-    for m in z: assert torch.equal(z[m], copy[m]), f'the mixer changed {m} in place'
-    torch.rand(3)
-    second = b(z, y, mask=mask, predict=sum_up)
-    for m in z: assert torch.equal(first.z[m], second.z[m]), 'the same seed gives other rows'
-
-# %% ../nbs/20_mixers.ipynb #21cffd51
-def check_mixer(
-    make, # `make(dims, label_range=..., seed=..., sequences=...)` builds the mixer
-    dims: dict[str,int]|None=None, # Modality -> width
-    exempt: tuple=(), # Parameters that may stay without a gradient
-    hull: bool=True, # Must every coordinate stay inside the range of the batch?
-    identity: bool=True, # Does a sample mixed with itself come back?
-    device='cpu',
-):
-    "Raise `AssertionError` if the mixer breaks the contract"
-    dims = dims or {'text':6,'audio':3,'vision':4}
-    to = lambda d: {m: None if o is None else o.to(device) for m,o in d.items()}
-    for steps in (None, 4):
-        build = lambda **kw: make(dims, **{'label_range':(-3.,3.), 'sequences':steps is not None, **kw}).to(device)
-        for B in (1,2,3,5,8):
-            z, y, mask = random_latents(dims, B, steps, seed=B)
-            z, y, mask = to(z), y.to(device), to(mask)
-            check_randomness(build, z, y, mask)
-            mixer = build()
-            out = check_rows(mixer, {m: o.requires_grad_() for m,o in z.items()}, y, mask, hull)
-            z = {m: o.detach() for m,o in z.items()}
-            check_limits(build, z, y, mask, identity)
-        if out.y.numel()==0: continue
-        g = torch.Generator().manual_seed(0)
-        noise = lambda o: torch.randn(o.shape, generator=g).to(device)
-        (sum((o*noise(o)).sum() for o in out.z.values()) + (out.y*noise(out.y)).sum() + sum(out.aux.values())).backward()
-        dead = [n for n,p in mixer.named_parameters() if n not in exempt and (p.grad is None or not p.grad.abs().sum()>0)]
-        assert not dead, f'no gradient reaches {dead}'

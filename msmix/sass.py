@@ -60,9 +60,9 @@ def draw_pairs(
     candidate = pool & (s>delta)
     if fallback=='published': keys = published_keys(s, upper, keys, candidate, N)
     else: keys = torch.where(candidate, 2+keys, s).masked_fill(~pool, -1)
-    there = B*(B-1)//(1 if ordered and fallback!='published' else 2)
-    best = keys.flatten().topk(min(N, there)).indices
-    best = best[torch.arange(N, device=s.device)%len(best)]
+    best = keys.flatten().topk(min(N, B*(B-1)//(1 if ordered else 2)))
+    there = (best.values>=0).sum()                                # below 0: pairs that the rule does not allow
+    best = best.indices[torch.arange(N, device=s.device)%there]
     return torch.stack([best//B, best%B], 1)
 
 # %% ../nbs/21_sass.ipynb #e7c26933

@@ -288,10 +288,18 @@ class Resumable(Passes):
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type=='cuda' else None
         return dict(found=found, parts=parts, order=self.order.get_state(), draws=self.mixer.random_state(), random=torch.get_rng_state(), cuda=cuda)
 
+    def weights_now(self) -> dict:
+        "A copy of the weights of backbone and mixer"
+        return {k: copy.deepcopy(getattr(self, k).state_dict()) for k in ('backbone','mixer')}
+
     def restore(self, state: dict):
         "Go on from a snapshot"
         for k,o in state['found'].items(): setattr(self, k, o)
-        for k,o in state['parts'].items(): getattr(self, k).load_state_dict(o)
+        own = {k: o for k,o in self.schedule.state_dict().items() if k=='base_lrs'}       # tensors or numbers, as `begin` made them
+        for k,o in state['parts'].items(): getattr(self, k).load_state_dict({**o, **own} if k=='schedule' else o)
+        for g in self.optimiser.param_groups:                  # whether steps are captured is this call's own business
+            lr = float(g['lr'])
+            g.update(capturable=self.capture, lr=torch.tensor(lr, device=self.device) if self.capture else lr)
         self.order.set_state(state['order'])
         self.mixer.set_random_state(state['draws'])
         torch.set_rng_state(state['random'])
@@ -311,7 +319,7 @@ class Trainer(Resumable):
         if not math.isfinite(loss): raise RunFailed(f"the validation loss is {loss} after epoch {self.epochs}: "
                                                     "lower lr, set clip_norm, or look for extreme features (standardise)")
         advance(self.schedule, loss)
-        if loss<self.best: self.best, self.best_epoch, self.kept = loss, self.epochs, copy.deepcopy(self.backbone.state_dict())
+        if loss<self.best: self.best, self.best_epoch, self.kept = loss, self.epochs, self.weights_now()
         found = {**{f'train_{k}':v for k,v in means.items()}, 'valid_loss':loss, 'lr':lr}
         for k,v in found.items(): self.history.setdefault(k, []).append(v)
         return found
@@ -323,7 +331,7 @@ class Trainer(Resumable):
         progress: bool=True, # Show a progress bar
         checkpoint: Checkpoint|None=None, # Where to keep the state, and to go on from
     ) -> dict[str,list]: # Name -> one value per epoch
-        "Train until the validation loss stops falling; the backbone's weights of the best epoch are kept, the mixer's of the last"
+        "Train until the validation loss stops falling; the weights of the best epoch are kept"
         if min(len(train), self.recipe.batch_size)<2:
             raise UsageError(f"training needs batches of two clips or more, found {len(train)} clips and batch_size {self.recipe.batch_size}: "
                              "use more data or a larger batch_size")
@@ -341,5 +349,5 @@ class Trainer(Resumable):
             if self.epochs-self.best_epoch>=self.recipe.patience: break
             if checkpoint and self.epochs%checkpoint.every==0: checkpoint.save(self.snapshot())
         else: self.hit_cap = True
-        self.backbone.load_state_dict(self.kept)
+        for k,o in self.kept.items(): getattr(self, k).load_state_dict(o)
         return self.history

@@ -128,3 +128,9 @@ def test_a_wheel_holds_the_package_alone_and_its_command_works(tmp_path):
     found = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env={'PYTHONPATH': str(installed)}, capture_output=True, text=True)
     assert found.returncode == 0 and found.stdout.startswith(str(installed))
     assert 'tfn' in json.loads(found.stdout.splitlines()[1])['backbones']
+
+
+def test_the_map_of_the_readme_names_every_notebook():
+    text = (ROOT/'README.md').read_text(encoding='utf-8')
+    pages = [o.relative_to(ROOT).as_posix() for o in NOTEBOOKS if o.name != 'index.ipynb']
+    assert [o for o in pages if f']({o})' not in text] == []
