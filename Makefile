@@ -64,7 +64,7 @@ CAPTURE := false $(if $(filter cuda%,$(DEVICE)),true)
 # On a GPU every run of the paper's grid is timed, with BERT-base where it is fine-tuned; a CPU would need hours for that.
 ON_GPU := $(filter cuda%,$(DEVICE))
 PAPER  := -p 'backbones=["tfn","lmf","mult","misa","almt","glomo"]' -p 'mixers=["none","manifold","multimix","advmixup","powmix","msmix"]'
-ALL    := -p 'datasets=["mosi","mosei","sims"]' -p batches=20 -p bert=true -p data=synth:mosi
+ALL    := -p 'datasets=["mosi","mosei","sims"]' -p 'together=["tfn","lmf","mult","misa","almt","glomo"]' -p batches=20 -p bert=true -p data=synth:mosi
 GRID   := $(PAPER) $(if $(ON_GPU),$(ALL),-p data=synth:mosi:0.1)
 
 bench: $(READY)

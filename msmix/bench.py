@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['WAITS', 'machine', 'save_frame', 'load_frame', 'wait', 'seconds_of', 'in_turns', 'spread', 'by_mask', 'Counting',
-           'machine_rates', 'floor_seconds', 'Stepper', 'recurrent_flops', 'flop_counter', 'count_step',
-           'count_launches', 'mixing_share', 'printed', 'own_peak', 'peak_bytes', 'few_batches', 'random_bert',
-           'encoder_settings', 'rounds_for', 'measure_steps']
+           'machine_rates', 'floor_seconds', 'Stepper', 'recurrent_flops', 'cudnn_flops', 'flop_counter', 'count_step',
+           'count_launches', 'mixing_share', 'give_back', 'printed', 'own_peak', 'peak_bytes', 'few_batches',
+           'random_bert', 'encoder_settings', 'rounds_for', 'step_times', 'measure_steps']
 
 # %% ../nbs/45_bench.ipynb #458a2986
-import itertools, json, math, os, platform, statistics, subprocess, sys, time
+import ctypes, gc, itertools, json, math, os, platform, statistics, subprocess, sys, time
 from collections import Counter
 from pathlib import Path
 import h5py
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from .capture import Captured
 from .core import UsageError
 from .data import epoch_batches
 from .experiment import Experiment, device_name
@@ -60,7 +61,7 @@ def load_frame(
 ): # Frame; `attrs` holds what was saved beside it
     "Read a table; raise `UsageError` if it is not there"
     import pandas as pd
-    if not Path(path).is_file(): raise UsageError(f"no measurements at '{path}': make them with make bench")
+    if not Path(path).is_file(): raise UsageError(f"no measurements at '{path}': make them with make bench, those beside MMSA with make bench-peers")
     with h5py.File(path) as f:
         if name not in f: raise UsageError(f"'{path}' has no table '{name}' (found: {', '.join(f)}): make it with make bench")
         group = f[name]
@@ -178,7 +179,7 @@ class Stepper:
         capture: bool=False, # Record steps as CUDA graphs
         seed: int=0,
     ):
-        self.asked = dict(data=data, backbone=backbone, mixer=mixer, settings=settings, threads=threads)
+        self.asked = dict(data=data, backbone=backbone, mixer=mixer, settings=settings, device=str(device), threads=threads)
         self.run = Experiment(data, backbone, mixer, seed, settings=settings, device=str(device), threads=threads, checkpoint=0, capture=capture)
         self.trainer, self.split, self.device = self.run.trainer, self.run.data.splits['train'], str(device)
         t = self.trainer
@@ -187,14 +188,29 @@ class Stepper:
         full = [o for o in epoch_batches(len(self.split), self.size, t.order) if len(o)==self.size]
         self.batches, self.count = itertools.cycle(on_device(full, self.split)), 0
         self.at, self.update = t.steps(self.split, t.optimiser)
+        self.every = t.recipe.accumulate
         t.backbone.train(), t.mixer.train()
+
+    def gradients(self):
+        "Of the next batch, added to those that are there"
+        return self.at[self.trainer.mixer.place()](next(self.batches))
+
+    def whole(self):
+        "Gradients of the next batch, and the update"
+        out = self.gradients()
+        self.update()
+        return out
 
     def __call__(self):
         "Gradients of the next batch, and the update if it is time"
         self.count += 1
-        out = self.at[self.trainer.mixer.place()](next(self.batches))
-        if self.count%self.trainer.recipe.accumulate==0: self.update()
-        return out
+        return self.gradients() if self.count%self.every else self.whole()
+
+    def settle(self) -> 'Stepper':
+        "Work until all that will be recorded is"
+        used = {self.trainer.mixer.place() for _ in range(20)}
+        while any(isinstance(o, Captured) and o.replay is None for o in (*(self.at[p] for p in used), self.update)): self.whole()
+        return self
 
     @property
     def parameters(self) -> int: return sum(p.numel() for g in self.trainer.optimiser.param_groups for p in g['params'])
@@ -209,29 +225,38 @@ def recurrent_flops(
     return lambda x, W, U, *rest, out_shape=None, **named: 2*passes*x[0]*x[1]*(math.prod(W)+math.prod(U))
 
 # %% ../nbs/45_bench.ipynb #c89b43b2
+def cudnn_flops(
+    passes: int, # 1 forwards, 2 backwards
+): # Function for `FlopCounterMode`, which gives it shapes
+    "FLOPs of recurrent layers on CUDA"
+    return lambda x, weights, *rest, out_shape=None, **named: 2*passes*x[0]*x[1]*sum(math.prod(o) for o in weights if len(o)==2)
+
+# %% ../nbs/45_bench.ipynb #7bdb9a70
 def flop_counter() -> FlopCounterMode:
-    "Counts the FLOPs of what runs inside it, those of recurrent layers on a CPU among them"
-    layer = {torch.ops.aten.mkldnn_rnn_layer: recurrent_flops(1), torch.ops.aten.mkldnn_rnn_layer_backward: recurrent_flops(2)}
+    "Counts the FLOPs of what runs inside it, those of recurrent layers among them"
+    aten  = torch.ops.aten
+    layer = {aten.mkldnn_rnn_layer: recurrent_flops(1), aten.mkldnn_rnn_layer_backward: recurrent_flops(2),
+             aten._cudnn_rnn: cudnn_flops(1), aten._cudnn_rnn_backward: cudnn_flops(2)}
     return FlopCounterMode(display=False, custom_mapping=layer)
 
 # %% ../nbs/45_bench.ipynb #2f5a28ca
 def count_step(
     step: Stepper, # Not captured: a graph is no operation
 ) -> dict: # operations, waits, waits_by, flops: of one step
-    "What one step does, counted"
-    with Counting() as c: step()
-    with flop_counter() as f: step()
+    "What one step with its update does, counted"
+    with Counting() as c: step.whole()
+    with flop_counter() as f: step.whole()
     return dict(operations=sum(c.ops.values()), waits=sum(c.waits.values()), waits_by=dict(c.waits), flops=f.get_total_flops())
 
 # %% ../nbs/45_bench.ipynb #760a4455
 def count_launches(
-    step: Stepper,
+    step: Stepper, # Settled, if captured
 ) -> int:
-    "What the host asks of the device in one step: kernels and graphs on CUDA, nothing on a CPU"
+    "What the host asks of the device in one step with its update: kernels and graphs on CUDA, nothing on a CPU"
     if not step.device.startswith('cuda'): return 0
     from torch.profiler import ProfilerActivity, profile
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as p:
-        step()
+        step.whole()
         wait(step.device)
     return sum(o.count for o in p.key_averages() if 'LaunchKernel' in o.key or 'GraphLaunch' in o.key)
 
@@ -255,6 +280,15 @@ def mixing_share(
         for o in hooks: o.remove()
     return sum(inside)/whole
 
+# %% ../nbs/45_bench.ipynb #89832c6c
+def give_back(
+    device='cpu', # Where was computed
+):
+    "Free what earlier measurements left, so that the next one finds it"
+    gc.collect()
+    if str(device).startswith('cuda'): torch.cuda.empty_cache()
+    elif hasattr(libc := ctypes.CDLL(None), 'malloc_trim'): libc.malloc_trim(0)
+
 # %% ../nbs/45_bench.ipynb #c65da59b
 def printed(
     code: str, # Program
@@ -270,22 +304,23 @@ def printed(
 def own_peak(
     step: Stepper, # Of which no step is done yet
 ) -> int: # 0 where unknown
-    "Most memory of this process during two steps, beyond what it held before"
+    "Most memory of this process during two steps with their updates, beyond what it held before"
     try: Path('/proc/self/clear_refs').write_text('5')     # forgets the peak so far
     except OSError: return 0
     before = memory_of('VmRSS')
-    step(), step()
+    step.whole(), step.whole()
     return max(0, memory_of('VmHWM')-before)
 
 # %% ../nbs/45_bench.ipynb #6c1d159f
 def peak_bytes(
-    step: Stepper,
+    step: Stepper, # Captured or not: what a graph works on is as large
 ) -> int: # 0 where unknown
-    "Most memory of a step beyond data and weights; on a CPU, where a process keeps what it had, in a fresh one"
+    "Most memory of steps like this beyond data and weights, from the first on; on a CPU, where a process keeps what it had, in a fresh one"
     if step.device.startswith('cuda'):
+        fresh = Stepper(**step.asked)
         torch.cuda.reset_peak_memory_stats(step.device)
         before = torch.cuda.memory_allocated(step.device)
-        step()
+        fresh.whole(), fresh.whole()
         return torch.cuda.max_memory_allocated(step.device)-before
     code = 'import json, sys; from msmix.bench import Stepper, own_peak; print(own_peak(Stepper(**json.loads(sys.argv[1]))))'
     return int(printed(code, json.dumps(step.asked))[0])
@@ -332,6 +367,22 @@ def rounds_for(
     "As many rounds as fit, from 3 to 30"
     return max(3, min(30, int(budget/max(first, 1e-9))))
 
+# %% ../nbs/45_bench.ipynb #1783fd71
+def step_times(
+    steps: dict, # Name -> `Stepper`, settled
+    budget: float, # Seconds for all, about
+    device='cpu', # Where they compute
+): # Frame with one column per name and one row per round, seconds
+    "Times of several steps in turns, each with its share of the update"
+    import pandas as pd
+    works = {**{(k,'with'): o.whole for k,o in steps.items()}, **{(k,'without'): o.gradients for k,o in steps.items() if o.every>1}}
+    first = sum(seconds_of(o, device) for o in works.values())
+    times = in_turns(works, rounds_for(first, budget), 1, device)
+    def share(k, every):
+        if every==1: return times[k,'with']
+        return times[k,'without'] + (times[k,'with']-times[k,'without'])/every
+    return pd.DataFrame({k: share(k, o.every) for k,o in steps.items()})
+
 # %% ../nbs/45_bench.ipynb #c4e3d0da
 def measure_steps(
     like: str, # `mosi`, `mosei` or `sims`
@@ -343,15 +394,15 @@ def measure_steps(
     settings: dict|None=None, # What is done otherwise than in the recipe
     rates: dict|None=None, # From `machine_rates`; None: measured now
 ): # Frame, one row per mixer
-    "Time, counts, memory, and floor of a step; operations, waits and the share of mixing are those of the step that is not captured"
+    "Time, counts, memory, and floor of a step; operations, waits, memory and the share of mixing are those of the step that is not captured"
     import pandas as pd
     size = (settings or {}).get('batch_size')
     make = lambda m, capture: Stepper(few_batches(like, backbone, batch_size=size), backbone, m, settings, device, threads, capture)
-    made = {m: make(m, capture) for m in mixers}
+    give_back(device)
+    made = {m: make(m, capture).settle() for m in mixers}
     eager = {m: make(m, False) for m in mixers} if capture else made
     counts = {m: count_step(eager[m]) | dict(launches=count_launches(o)) for m,o in made.items()}
-    first = sum(seconds_of(o, device) for o in made.values())
-    times, rates = in_turns(made, rounds_for(first, budget), 1, device), rates or machine_rates(device)
+    times, rates = step_times(made, budget, device), rates or machine_rates(device)
     rows = []
     for m,step in made.items():
         mid, low, high = spread(times[m])

@@ -70,7 +70,7 @@ def lacks_memory(
     text: str='', # What it says
 ) -> bool:
     "Does the error speak of memory?"
-    words = r"out of memory|can(no|'|’)t allocate|unable to allocate|bad_alloc|failed to map segment|can't start new thread"
+    words = r"out of memory|ALLOC_FAILED|can(no|'|’)t allocate|unable to allocate|bad_alloc|failed to map segment|can't start new thread"
     return 'MemoryError' in name or 'OutOfMemory' in name or re.search(words, text, flags=re.I) is not None
 
 # %% ../nbs/35_notebooks.ipynb #cd340494

@@ -10,7 +10,7 @@ import json, pickle, time
 from contextlib import ExitStack
 from pathlib import Path
 import numpy as np
-from .bench import Stepper, few_batches, rounds_for, seconds_of, spread
+from .bench import Stepper, few_batches, give_back, rounds_for, seconds_of, spread
 from .core import UsageError
 from .data import flat
 from .synth import synth_splits
@@ -94,8 +94,9 @@ def beside_mmsa(
     "MMSA and ours in turns"
     import pandas as pd
     settings = {**(settings or {}), **({'text_encoder': pretrained} if pretrained else {})}
+    give_back(device)
     data = few_batches(like, model, 6, settings.get('batch_size'))
-    ours = {k: Stepper(data, model, m, settings, device, threads, capture) for k,m in (('msmix, plain step','none'), ('msmix, with MS-Mix','msmix'))}
+    ours = {k: Stepper(data, model, m, settings, device, threads, capture).settle() for k,m in (('msmix, plain step','none'), ('msmix, with MS-Mix','msmix'))}
     size = ours['msmix, plain step'].size
     peer = Peer(python, script, model=model, dataset=like, pickle=str(mmsa_pickle(Path(folder)/f'{like}.pkl', like, float(data.split(':')[2]))),
                 batch_size=size, threads=threads, workers=workers, device=str(device), pretrained=pretrained)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Load', 'prepared', 'steps_per_epoch', 'work', 'Child', 'serve', 'child', 'last_words', 'answer', 'together',
-           'steps_per_second', 'throughput', 'medians', 'knee', 'factor_at', 'advice', 'step_seconds', 'grid_hours',
-           'full_epoch']
+           'steps_per_second', 'throughput', 'medians', 'knee', 'factor_at', 'advice', 'grid_throughput',
+           'step_seconds', 'grid_hours', 'full_epoch']
 
 # %% ../nbs/45b_throughput.ipynb #58175555
 import json, subprocess, sys, tempfile, time
@@ -92,11 +92,12 @@ def child(
 # %% ../nbs/45b_throughput.ipynb #0bf76c73
 def last_words(
     child: Child, # It has ended its output
-) -> tuple[int,str]: # Its code, and the last line that it said on stderr
+) -> tuple[int,str,str]: # Its code, the last line that it said on stderr, and all of it
     "Why a process died"
     code = child.process.wait()
     child.errors.seek(0)
-    return code, (child.errors.read().strip().splitlines() or [f'it ended with code {code}'])[-1]
+    said = child.errors.read().strip()
+    return code, (said.splitlines() or [f'it ended with code {code}'])[-1], said
 
 # %% ../nbs/45b_throughput.ipynb #1cdb8fdb
 def answer(
@@ -105,9 +106,8 @@ def answer(
     "The next line it says; `OutOfMemory` or `RunFailed` if it died"
     line = child.process.stdout.readline()
     if line: return line
-    code, said = last_words(child)
-    name, _, text = said.partition(':')
-    raise (OutOfMemory if code==-9 or lacks_memory(name, text) else RunFailed)(f'one of the runs at once failed: {said}')
+    code, last, said = last_words(child)
+    raise (OutOfMemory if code==-9 or lacks_memory(last.partition(':')[0], said) else RunFailed)(f'one of the runs at once failed: {last}')
 
 # %% ../nbs/45b_throughput.ipynb #460ce1c0
 def together(
@@ -190,6 +190,21 @@ def advice(
     elif k>1:    why += f'; no more than {k} were measured' if not lost else f'; for {lost[0]} memory did not suffice'
     return f'resources: {{runs_per_gpu: {k}}}   # {why}'
 
+# %% ../nbs/45b_throughput.ipynb #912cb4a5
+def grid_throughput(
+    rates, # Frame of `throughput`, with a column `backbone`
+    hours: dict, # Backbone -> hours with one run at a time
+): # Frame as of `throughput`: steps per second of the grid, relative to one run
+    "Throughput of a grid of several backbones"
+    import pandas as pd
+    T = {b: medians(frame) for b,frame in rates.groupby('backbone')}
+    rows = []
+    for k in sorted(set(rates.at_once)):
+        there = all(k in o for o in T.values())
+        taken = sum(hours[b]*o[1]/o[k] for b,o in T.items()) if there else float('nan')
+        rows.append(dict(at_once=k, repeat=0, steps_per_second=sum(hours[b] for b in T)/taken, window=float('nan')))
+    return pd.DataFrame(rows)
+
 # %% ../nbs/45b_throughput.ipynb #05991ada
 def step_seconds(
     like: str, # `mosi`, `mosei` or `sims`: synthetic data of its shapes
@@ -204,23 +219,23 @@ def step_seconds(
     from msmix.recipes import find_recipe
     from msmix.synth import LIKE
     share = min(1, batches*find_recipe(backbone, like).batch_size/LIKE[like].splits[0])
+    from msmix.bench import give_back
+    give_back(device)
     found = work(Load(f'synth:{like}:{share!r}', backbone, mixer, device, epochs, settings=settings, capture=capture), lambda: None)
     return (found['times'][-1]-found['times'][0])/(found['steps']*epochs)
 
 # %% ../nbs/45b_throughput.ipynb #bc1d7235
 def grid_hours(
     steps, # Frame: dataset, backbone, mixer, seconds (of a step)
-    epochs: dict, # Backbone -> epochs of a run
+    epochs, # Function (dataset, backbone) -> epochs of a run
     seeds: int=5, # Runs of every combination
-    factor: float=1., # f: steps per second with the runs at once, over those of one
+    factors: dict={}, # Backbone -> f: steps per second with the runs at once, over those of one; 1 where it is not named
     per_epoch=None, # Function (dataset, backbone) -> steps of an epoch; None: those of the real set with the recipe
 ): # The frame with its steps of an epoch, `epochs`, `runs` and `hours`
     "Hours of the device that all runs take"
-    per_epoch = per_epoch or full_epoch
-    lost = sorted(set(steps.backbone)-set(epochs))
-    if lost: raise UsageError(f"no number of epochs for backbone '{lost[0]}': give one for each of {', '.join(sorted(set(steps.backbone)))}")
-    n, E = [per_epoch(o.dataset, o.backbone) for o in steps.itertuples()], steps.backbone.map(epochs)
-    return steps.assign(steps=n, epochs=E, runs=seeds, hours=seeds*E*n*steps.seconds/factor/3600)
+    of = lambda function: [function(o.dataset, o.backbone) for o in steps.itertuples()]
+    n, E, f = (np.asarray(o, float) for o in (of(per_epoch or full_epoch), of(epochs), [factors.get(b, 1.) for b in steps.backbone]))
+    return steps.assign(steps=n, epochs=E, runs=seeds, hours=seeds*E*n*steps.seconds/f/3600)
 
 # %% ../nbs/45b_throughput.ipynb #868e387b
 def full_epoch(

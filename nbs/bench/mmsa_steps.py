@@ -60,7 +60,7 @@ def main(asked, answer):
     torch.set_num_threads(asked['threads'])
     args = get_config_regression(asked['model'], asked['dataset'])
     device = torch.device(asked['device'])
-    if device.type == 'cuda': torch.cuda.set_device(device)
+    if device.type == 'cuda': torch.cuda.set_device(device.index or 0)
     args.update(featurePath=asked['pickle'], device=device, train_mode='regression', custom_feature=None, feature_T='', feature_A='', feature_V='',
                 cur_seed=1, model_save_path=str(Path(asked['pickle']).with_suffix('.pth')), batch_size=asked['batch_size'], early_stop=sys.maxsize)
     if asked.get('pretrained'): args['pretrained'] = asked['pretrained']
