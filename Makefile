@@ -20,7 +20,7 @@ help:
 	@echo 'make bench            speed on this machine; DEVICE=cuda on a GPU; FRACTION=0.75: prepare on 6 GB (results/bench)'
 	@echo 'make bench-peers      a training step beside that of MMSA 2.2.1, which gets an environment of its own'
 	@echo 'make readme           README.md from nbs/index.ipynb'
-	@echo 'make notebooks        execute and clean all notebooks but the training notebook, in place'
+	@echo 'make notebooks        execute and clean all notebooks but training and bench, in place'
 	@echo 'make export           notebooks to msmix/*.py'
 	@echo 'make clean-notebooks  strip the notebooks of what changes from one execution to the next'
 	@echo 'make hooks            git hooks that keep notebooks clean and mergeable'

@@ -11,7 +11,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from .core import UsageError
-from .layers import Dropout, dropout, last_step
+from .layers import Dropout, check_dropout, dropout, last_step
 
 # %% ../nbs/02a_attention.ipynb #c1701805
 def zero_padding(
@@ -88,11 +88,11 @@ class Attention(nn.Module):
         heads: int, # Number of heads, divides `d`
         dropout: float=0., # Of the attention weights, in [0,1)
     ):
-        "Raise `UsageError` where `heads` does not divide `d`"
+        "Raise `UsageError` where `heads` does not divide `d`, or for a dropout that is no share"
         super().__init__()
         if d%heads: raise UsageError(f"attention {d} wide cannot be cut into {heads} heads of equal width: "
                                      f"choose a number of heads that divides {d}")
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout = heads, check_dropout(dropout)
         self.in_proj_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(3*d, d)))
         self.in_proj_bias, self.out_proj = nn.Parameter(torch.zeros(3*d)), xavier_linear(d, d)
 

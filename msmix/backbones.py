@@ -150,7 +150,7 @@ def check_prediction(
     tol: float=1e-5, # Largest difference that rounding may make
 ):
     "Points 1 to 4 of the contract"
-    close = lambda a,b: torch.testing.assert_close(a, b, rtol=tol, atol=tol)
+    close = lambda a,b,what: torch.testing.assert_close(a, b, rtol=tol, atol=tol, msg=lambda o: f'{what}: {o}')
     rows = lambda d,i: {m: o[i] for m,o in d.items()}
     pred, B = model(x, mask), len(next(iter(x.values())))
     assert pred.shape==(B,1), f'prediction has shape {tuple(pred.shape)}, expected {(B,1)}'
@@ -159,14 +159,16 @@ def check_prediction(
         assert z.dim()==3 if model.sequences else z.dim()==2, f'latent of {m} has shape {tuple(z.shape)}'
         assert z.shape[-1]==model.latent_dims[m], f'latent of {m} is {z.shape[-1]} wide, latent_dims says {model.latent_dims[m]}'
     assert tuple(enc.z)==tuple(enc.mask)==model.modalities, f'latents of {tuple(enc.z)}, expected {model.modalities}'
-    close(model.fuse(enc.z, enc.mask).pred, pred)
-    both = model.fuse(stack_rows(enc.z, enc.z), stack_rows(enc.mask, enc.mask), n_clean=B).pred
-    close(both, torch.cat([pred, pred]))
-    for n in (1,2,3): close(model(rows(x, slice(n)), rows(mask, slice(n))), pred[:n])
+    close(model.fuse(enc.z, enc.mask).pred, pred, 'encode and fuse differ from the whole')
+    turned = {m: 2*o.flip(0) for m,o in enc.z.items()}, {m: None if o is None else o.flip(0) for m,o in enc.mask.items()}
+    both = model.fuse(*(stack_rows(o, p) for o,p in zip(enc[:2], turned)), n_clean=B).pred
+    close(both[:B], pred, 'rows behind the clean ones change the predictions of these')
+    close(both[B:], model.fuse(*turned).pred, 'rows behind the clean ones are predicted otherwise than alone')
+    for n in (1,2,3): close(model(rows(x, slice(n)), rows(mask, slice(n))), pred[:n], 'a prediction depends on the batch')
     perm = torch.arange(B-1, -1, -1)
-    close(model(rows(x, perm), rows(mask, perm)), pred[perm])
+    close(model(rows(x, perm), rows(mask, perm)), pred[perm], 'a prediction depends on the place in the batch')
     other = {m: torch.cat([o[:1]+1*mask[m][:1,:,None], o[1:]]) for m,o in x.items()}
-    close(model(other, mask)[1:], pred[1:])
+    close(model(other, mask)[1:], pred[1:], 'a prediction depends on another sample')
     assert not torch.allclose(model(other, mask)[:1], pred[:1]), 'the prediction does not depend on the features'
 
 # %% ../nbs/10_backbones.ipynb #ebcd60e8
@@ -178,11 +180,12 @@ def check_padding(
     "Point 3 of the contract: what stands in the padding, and how much of it, makes no difference"
     pred = model(x, mask)
     noise = {m: torch.where(mask[m][...,None], o, 7.) for m,o in x.items()}
-    torch.testing.assert_close(model(noise, mask), pred, rtol=tol, atol=tol)
+    close = lambda a, what: torch.testing.assert_close(a, pred, rtol=tol, atol=tol, msg=lambda o: f'{what}: {o}')
+    close(model(noise, mask), 'what stands in the padding is seen')
     more = {m: model.lengths[m]-o.shape[1] if m in model.lengths else 3 for m,o in x.items()}
     longer, mask_longer = ({m: nn.functional.pad(o, (0,0,0,more[m])) for m,o in x.items()},
                            {m: nn.functional.pad(o, (0,more[m])) for m,o in mask.items()})
-    torch.testing.assert_close(model(longer, mask_longer), pred, rtol=tol, atol=tol)
+    close(model(longer, mask_longer), 'more padding is seen')
 
 # %% ../nbs/10_backbones.ipynb #44fb7e73
 def check_gradients(

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SPLITS', 'KINDS', 'Header', 'check_header', 'flat', 'check_table', 'read_rows', 'scan', 'check_range', 'read_small',
            'token_mask', 'check_splits', 'content_sum', 'check_sum', 'new_file', 'Rounding', 'Rounded', 'write_split',
-           'write_dataset', 'read_header', 'open_dataset', 'rounding_of', 'rounding_text', 'side_by_side', 'read_all',
-           'check_dataset', 'Batch', 'Split', 'batch_sizes', 'epoch_batches', 'read_features', 'standardise_', 'fits',
-           'Dataset', 'as_split', 'load_dataset']
+           'check_replaced', 'write_dataset', 'read_header', 'open_dataset', 'rounding_of', 'rounding_text',
+           'side_by_side', 'read_all', 'check_dataset', 'Batch', 'Split', 'batch_sizes', 'epoch_batches',
+           'read_features', 'standardise_', 'fits', 'Dataset', 'as_split', 'load_dataset']
 
 # %% ../nbs/01_data.ipynb #324fff95
 import hashlib
@@ -58,7 +58,7 @@ def check_header(
         raise UsageError(f"{where} names the modalities {list(ms)}: two or more different names are needed")
     bad = [m for m in ms if m in KINDS]
     if bad: raise UsageError(f"{where} has a modality called '{bad[0]}', which cannot be told from an array of the layout: rename it")
-    bad = [m for m in ms if not m.isidentifier() or hasattr(nn.ModuleDict, m) or m=='training']
+    bad = [m for m in ms if not m.isidentifier() or hasattr(nn.ModuleDict, m) or hasattr(nn.ParameterDict, m) or m=='training']
     if bad: raise UsageError(f"{where} has a modality called '{bad[0]}', under which no network can keep its layers: "
                              "rename it, with letters, digits and '_' only and no word that PyTorch uses itself")
     try: lo,hi = map(float, header.label_range)
@@ -307,6 +307,19 @@ def write_split(
         if float16: out.attrs.update({f'{o}_error':e for o,e in a.rounding._asdict().items()})
     return small['id']
 
+# %% ../nbs/01_data.ipynb #f9174c8d
+def check_replaced(
+    path, # Where a dataset file shall be
+    name: str, # Of the dataset
+):
+    "Raise `UsageError` if another file lies there, or one that holds more than was written at first"
+    if not Path(path).is_file(): return
+    try:
+        with h5py.File(path) as f: found, more = f.attrs.get('name'), [*f.get('train/text/embedded', ())]
+    except OSError: found, more = None, []
+    if found!=name: raise UsageError(f"'{path}' is {f'the dataset {found}' if found else 'no dataset file'} and would be replaced: choose another name, or delete it first")
+    if more: raise UsageError(f"'{path}' holds features of the text encoder {more[0]}, which would be lost: choose another name, or delete it first")
+
 # %% ../nbs/01_data.ipynb #2fc672d6
 def write_dataset(
     path, # The file to make
@@ -322,7 +335,8 @@ def write_dataset(
     float16: bool=False, # Store the features as float16; how far they are off is kept beside them
     tick: Callable|None=None, # Called with the number of bytes after every block, for a progress bar
 ) -> str: # The content sum
-    "Check the arrays and write them as a dataset file; `UsageError` and no file if they are not right"
+    "Check the arrays and write them as a dataset file; `UsageError` and no file if they are not right, or if what lies there would be lost"
+    check_replaced(path, name)
     header = check_header(Header(name, modalities, label_range, language, source, source_sha256, synthetic), f"'{path}'")
     sums,ids,shapes = {},{},{}
     with new_file(path) as f:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NO_PART', 'modules_of', 'training_modules', 'pick_device', 'load_for', 'build', 'predict_splits', 'latents_at_cut',
-           'check_capture', 'device_name', 'run_config', 'finished_run', 'Experiment', 'run_one', 'predict_file']
+           'check_capture', 'device_name', 'run_config', 'finished_run', 'Experiment', 'run_one', 'in_order_of',
+           'predict_file']
 
 # %% ../nbs/30a_experiment.ipynb #17e9856b
 import ast, inspect, time, warnings
@@ -255,6 +256,16 @@ def run_one(
     experiment.fit(progress)
     return experiment.save(save_weights)
 
+# %% ../nbs/30a_experiment.ipynb #917c6bc8
+def in_order_of(
+    dataset, # `msmix.data.Dataset`
+    modalities, # Names, in the order a network was built with
+):
+    "The dataset with its modalities in this order, if they are the same: a network's weights depend on it"
+    if set(modalities)!=set(dataset.modalities): return dataset
+    splits = {k: replace(s, x={m: s.x[m] for m in modalities}) for k,s in dataset.splits.items()}
+    return replace(dataset, modalities=tuple(modalities), splits=splits)
+
 # %% ../nbs/30a_experiment.ipynb #6b6a6b2b
 def predict_file(
     path, # Run file with weights
@@ -267,7 +278,7 @@ def predict_file(
     if run.state is None: raise UsageError(f"{path} holds no weights: train it again with --save-weights")
     trained = run.config
     device, recipe = set_up_torch(pick_device(device)), Recipe(**trained['recipe'])
-    dataset = load_for(recipe, data, run.backbone, device, run.seed)
+    dataset = in_order_of(load_for(recipe, data, run.backbone, device, run.seed), run.modalities)
     if dataset.sum!=run.data_sum and recipe.standardise:
         warnings.warn(f"{', '.join(recipe.standardise)} of {data} are scaled by its own training split, not by that of the data the run was trained on")
     net, mixer = build(replace(recipe, mixer={}), replace(dataset, label_range=tuple(trained['label_range'])), run.backbone, 'none', run.seed, trained['lengths'])

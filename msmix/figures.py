@@ -54,7 +54,7 @@ def gather(
     example, # Function folder -> None that saves made-up runs
     out='', # Folder for the figure's files; empty: one that `close` deletes
     backbones=(), mixers=(), seeds=(), variants=(), # What was asked for; empty: what is there
-    beside=(), # Pairs (mixer, variant) that come along where they are there and are never missing
+    beside=(), # Pairs (mixer, variant; None: any) that come along where they are there and are never missing
 ) -> Gathered:
     "Read the runs that were asked for; raise `UsageError` if there is none of them"
     box = tempfile.TemporaryDirectory()
@@ -64,9 +64,12 @@ def gather(
     if not every: raise UsageError(f"no run files in '{src}': train first, or check the path")
     asked = (('backbone',backbones), ('mixer',mixers), ('seed',seeds), ('variant',variants))
     among = lambda o, what: all(not v or getattr(o, k) in list(v) for k,v in what)
-    along = lambda o: (o.mixer, o.variant) in list(beside) and among(o, asked[::2])
+    along = lambda o: any(o.mixer==m and v in (None, o.variant) for m,v in beside) and among(o, asked[::2])
     runs = [(o,path) for o,path in every if among(o, asked) or along(o)]
     frame = runs_frame(runs)
+    if frame.synthetic.nunique()>1:
+        kinds = [', '.join(sorted(frame.dataset[frame.synthetic==o].unique())) for o in (True, False)]
+        raise UsageError(f"runs on synthetic data ({kinds[0]}) lie beside runs on real data ({kinds[1]}) in '{src}', and no figure shows both: keep them in folders of their own")
     main = asked_for(frame, backbones, mixers, seeds, variants)
     if main.empty: raise UsageError(f"none of the {len(every)} runs in '{src}' was asked for: name other backbones, mixers, seeds or variants")
     missing = missing_runs(main, backbones, mixers, seeds, variants)

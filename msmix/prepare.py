@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 from .core import UsageError, choose
-from .data import SPLITS, Header, check_header, rounding_of, rounding_text, write_dataset
+from .data import SPLITS, Header, check_header, check_replaced, rounding_of, rounding_text, write_dataset
 
 # %% ../nbs/01a_prepare.ipynb #2399f0a9
 KNOWN = {'mosi':((-3.,3.), 'en'), 'mosei':((-3.,3.), 'en'), 'sims':((-1.,1.), 'zh')}    # label range, language
@@ -323,6 +323,7 @@ def prepare(
     modalities = ('text','audio','vision')
     check_header(Header(name, modalities, label_range or limits, language), f"'{dst}'")
     check_target(dst, src)
+    check_replaced(dst, name)
     with bar(f'read {src.name}', src.stat().st_size, progress) as b: data,sha = load_pickle(src, b.update)
     check_keys(data, f"'{src}'")
     report = Report(str(dst), name, sha, published_as(src, sha, name))

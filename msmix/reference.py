@@ -11,6 +11,7 @@ import json
 from importlib import import_module
 from pathlib import Path
 import h5py
+import numpy as np
 import torch
 from torch import Tensor
 from .core import UsageError, choose
@@ -91,7 +92,7 @@ def check_metrics_file(
             ours = score(case['pred'][()], case['true'][()], dataset)
             for k,v in case.attrs.items():
                 key = f'{dataset}/{k}'
-                errors[key] = max(errors.get(key, 0.), abs(round(ours[k], 4)-float(v)))
+                errors[key] = float(np.maximum(errors.get(key, 0.), abs(round(ours[k], 4)-float(v))))   # NaN is an error and stays
     return errors
 
 # %% ../nbs/17_reference.ipynb #be8acd8c

@@ -8,7 +8,7 @@ __all__ = ['ATTRIBUTES', 'PACK_ABOVE', 'UNREADABLE', 'COLUMNS', 'path_part', 'ru
            'git_commit', 'memory_of', 'peak_memory', 'Run', 'example_run', 'hidden_name', 'parse_hidden', 'write_array',
            'write_run', 'read_arrays', 'read_run', 'file_identity', 'check_target', 'save_run', 'load_run',
            'run_differences', 'iter_runs', 'run_rows', 'stale_runs', 'runs_frame', 'load_runs', 'missing_runs',
-           'asked_for', 'merge_runs', 'unmerge_runs']
+           'asked_for', 'is_merged', 'merge_runs', 'unmerge_runs']
 
 # %% ../nbs/32_results.ipynb #0767a2b6
 import ast, hashlib, importlib.metadata, importlib.util, io, itertools, json, platform, re, subprocess, tempfile, tokenize, warnings
@@ -503,12 +503,23 @@ def asked_for(
         if names: frame = frame[frame[k].isin(list(names))]
     return frame
 
+# %% ../nbs/32_results.ipynb #08ea81e1
+def is_merged(
+    path, # Of a file
+) -> bool:
+    "Does it hold merged runs?"
+    try:
+        with h5py.File(path) as f:
+            return 'identity' not in f.attrs and f.visititems(lambda name, o: 'identity' in o.attrs or None) is True
+    except OSError: return False
+
 # %% ../nbs/32_results.ipynb #c07db8fd
 def merge_runs(
     src, # Folder of results, or anything else that `iter_runs` takes
     dst, # The merged file to write
 ) -> int: # Number of runs
     "Write all runs into one HDF5 file, without weights and latents; raise `UsageError` if there is none or `dst` cannot be written"
+    if Path(dst).is_file() and not is_merged(dst): raise UsageError(f"'{dst}' is no file of merged runs and would be replaced: choose another name")
     runs, dst, shared = [replace(run, latents=None) for run,_ in iter_runs(src)], Path(dst), {}
     if not runs: raise UsageError(f"there is no run in {src}: train first, or check the path")
     with whole_file(dst) as part, h5py.File(part, 'w') as f:

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['FEWEST_FOR_INTERVAL', 'FEWEST_FOR_TEST', 'FAMILY', 'MIXER_ORDER', 't_interval', 'weighted_corr', 'weighted_f1',
            'weighted_metric', 'check_pairs', 'two_level_bootstrap', 'permutation_p', 'holm', 'fewest_seeds',
-           'effect_size', 'verdict', 'pair_up', 'paired', 'compare_one', 'judged', 'compare', 'sides', 'conclusion',
-           'paired_to', 'compare_to', 'ratios_to', 'main_effects', 'summarise', 'training_effort', 'in_order',
-           'cell_text', 'marks_of', 'table_rows', 'table_parts', 'gt_table', 'split_mark', 'html_table', 'latex_table']
+           'effect_size', 'verdict', 'pair_up', 'check_same_data', 'paired', 'pairing_gain', 'compare_one', 'judged',
+           'compare', 'sides', 'conclusion', 'paired_to', 'compare_to', 'ratios_to', 'main_effects', 'summarise',
+           'training_effort', 'in_order', 'cell_text', 'marks_of', 'table_rows', 'table_parts', 'gt_table',
+           'split_mark', 'html_table', 'latex_table']
 
 # %% ../nbs/34_statistics.ipynb #5c271781
 import itertools
@@ -190,6 +191,18 @@ def pair_up(
     both = frame.loc[there & ~own, [*keys, *others, value]].rename(columns={value:'value'}).merge(base, on=list(keys))
     return both.assign(difference=both.value-both.base)
 
+# %% ../nbs/34_statistics.ipynb #a53ea8a0
+def check_same_data(
+    frame, # As `load_runs` gives it; one without `data_sum` says nothing of its data
+    keys, # Columns whose values two runs share that are compared
+):
+    "Raise `UsageError` if runs that would be compared were made on different data under one name"
+    if 'data_sum' not in frame: return
+    sums = frame.groupby(list(keys)).data_sum.nunique()
+    if (sums>1).any():
+        where = ', '.join(map(str, sums.index[sums>1][0]))
+        raise UsageError(f"runs of {where} were made on different data under one name, so they cannot be compared: train them again on the same file")
+
 # %% ../nbs/34_statistics.ipynb #9916af0f
 def paired(
     frame, # As `load_runs` gives it
@@ -202,9 +215,19 @@ def paired(
     if len(frame): choose(split, sorted(frame.split.unique()), 'split')
     keys = ['dataset', 'backbone', 'variant', 'seed']
     part = frame[frame.split==split]
+    check_same_data(part, keys)
     both = pair_up(part, metric, keys, ['mixer'], part.mixer==baseline).assign(metric=metric)
     columns = ['dataset', 'backbone', 'variant', 'mixer', 'metric', 'seed', 'base', 'value', 'difference']
     return both.sort_values(columns[:6])[columns].reset_index(drop=True)
+
+# %% ../nbs/34_statistics.ipynb #3de3e0db
+def pairing_gain(
+    pairs, # Rows of `paired`
+) -> float: # g; NaN where no comparison has 3 seeds
+    "Variance of paired differences over that of unpaired runs, over all comparisons"
+    groups = [g for _,g in pairs.groupby(['dataset','backbone','variant','mixer','metric']) if len(g)>=FEWEST_FOR_INTERVAL]
+    apart  = sum(g.base.var()+g.value.var() for g in groups)
+    return sum(g.difference.var() for g in groups)/apart if apart else float('nan')
 
 # %% ../nbs/34_statistics.ipynb #58b6d0a7
 def compare_one(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TIMEOUT', 'HOW', 'NO_TOKENS', 'STATES', 'hugging_face', 'quiet', 'read_encoder', 'ask_hub', 'first_line',
-           'load_encoder', 'check_states', 'TextEncoder', 'weights_sum', 'WithText', 'real_lengths', 'use_tokens',
-           'check_ids', 'with_encoder', 'embedding_name', 'changed_copy', 'write_states', 'embeddings', 'read_tokens',
-           'embed', 'use_embedding']
+           'load_encoder', 'check_states', 'TextEncoder', 'weights_sum', 'WithText', 'real_lengths', 'unpooled',
+           'use_tokens', 'check_ids', 'with_encoder', 'embedding_name', 'changed_copy', 'write_states', 'embeddings',
+           'read_tokens', 'embed', 'use_embedding']
 
 # %% ../nbs/18_text.ipynb #f5eaed49
 import hashlib, json, shutil
@@ -211,6 +211,14 @@ def real_lengths(
 # %% ../nbs/18_text.ipynb #cea26444
 NO_TOKENS = "has no token ids, which a text encoder reads: msmix prepare takes them from a pickle that holds text_bert"
 
+# %% ../nbs/18_text.ipynb #89c4ba86
+def unpooled(
+    dataset: Dataset,
+    modality: str, # Whose features are replaced by a sequence
+) -> tuple[str,...]:
+    "The modalities that are averages over time, without this one"
+    return tuple(o for o in dataset.pooled if o!=modality)
+
 # %% ../nbs/18_text.ipynb #d46624fc
 def use_tokens(
     dataset: Dataset,
@@ -222,7 +230,7 @@ def use_tokens(
         where = f"split '{name}' of {dataset.name}"
         if s.token_ids is None: raise UsageError(f"{where} {NO_TOKENS}")
         return replace(s, x={**s.x, modality:s.token_ids}, lengths={**s.lengths, modality:real_lengths(s.token_mask, where)})
-    return replace(dataset, splits={k: tokens(k, s) for k,s in dataset.splits.items()})
+    return replace(dataset, splits={k: tokens(k, s) for k,s in dataset.splits.items()}, pooled=unpooled(dataset, modality))
 
 # %% ../nbs/18_text.ipynb #24a9bf45
 @torch.no_grad()
@@ -393,4 +401,4 @@ def use_embedding(
             splits[s] = replace(split, x={**split.x, modality:x}, lengths={**split.lengths, modality:n})
             sums.append(arrays[0].parent.attrs['sum'])
     total = hashlib.sha256(json.dumps([dataset.sum, modality, states, sums]).encode()).hexdigest()
-    return replace(dataset, splits=splits, sum=total)
+    return replace(dataset, splits=splits, sum=total, pooled=unpooled(dataset, modality))

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['LATENT_NUMBERS', 'SIGNS', 'WATCHED', 'standard', 'signed_rows', 'neighbours', 'purity', 'silhouette', 'chance',
            'latent_numbers', 'example_latents', 'embed', 'plot_signs', 'sign_key', 'course', 'overlap', 'watched_rows',
-           'example_watched', 'modality_gaps', 'mean_shares', 'mean_course', 'seed_course', 'plot_heat',
-           'watched_names']
+           'example_watched', 'modality_gaps', 'mean_shares', 'seed_course', 'plot_heat', 'watched_names']
 
 # %% ../nbs/44_traces.ipynb #c02
 import itertools
@@ -250,15 +249,6 @@ def mean_shares(
         n[seen] += 1
     return total/np.where(n>0, n, np.nan)[:,None], n
 
-# %% ../nbs/44_traces.ipynb #c56
-def mean_course(
-    many, # Counts of several runs, each `(epochs,bins)`
-    ends, # (low, high) of the bins
-) -> pd.DataFrame: # epoch, n (runs), mean, sd, outer
-    "Course of the mean shares of several runs"
-    p, n = mean_shares(many)
-    return course(np.nan_to_num(p), ends).assign(n=n)
-
 # %% ../nbs/44_traces.ipynb #c59
 def seed_course(
     many, # Counts of several runs, each `(epochs,bins)`
@@ -277,15 +267,13 @@ def plot_heat(
     ax, # Axes
     most: float=.25, # Share at which the scale ends
 ): # What a colour bar needs
-    "Shares of an epoch's values as grey, mean and mean ± deviation as lines; dotted: the first run has stopped"
+    "Shares of an epoch's values as grey, mean over runs, and a line through the means of each run; up to where the first run stops"
     from matplotlib.colors import PowerNorm
+    many = [np.asarray(o)[:min(map(len, many))] for o in many]
     p, n  = mean_shares(many)
     x     = np.arange(len(n)+1)+.5
     image = ax.pcolormesh(x, np.linspace(*ends, p.shape[1]+1), p.T, cmap='Greys', norm=PowerNorm(.5, 0, most), rasterized=True)
-    o = mean_course(many, ends)
-    ax.plot(o.epoch, o['mean'], color='#d55e00', lw=1.4)
-    for s in (-1,1): ax.plot(o.epoch, o['mean']+s*o.sd, color='#d55e00', lw=.8, ls=(0,(3,1.5)))
-    if n.min()<n.max(): ax.axvline(x[np.flatnonzero(n<n.max())[0]], color='.2', lw=.8, ls=':')
+    for o in (course(o, ends) for o in many): ax.plot(o.epoch, o['mean'], color='#d55e00', lw=1, marker='o' if len(o)==1 else None, ms=3)
     ax.set(xlim=(x[0], x[-1]), ylim=ends)
     ax.xaxis.get_major_locator().set_params(integer=True, nbins=3)
     return image

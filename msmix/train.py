@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from .core import Encoded, Mixed, UsageError, generator, stack_rows
 from .names import RunFailed
+from .layers import same_norms
 from .backbones import Backbone, param_groups
 from .mixers import Mixer
 from .data import Batch, Split, epoch_batches
@@ -66,7 +67,7 @@ def clean_and_mixed(
     if (place or mixer.place())=='cut':
         return clean, mixer(clean.z, batch.y, mask=clean.mask, labels=batch.labels, predict=predictor(backbone))
     mixed = mixer(x, batch.y, mask=mask, labels=batch.labels)
-    again = backbone.encode(mixed.z, mixed.mask)
+    with same_norms(backbone): again = backbone.encode(mixed.z, mixed.mask)
     return clean, mixed._replace(z=again.z, mask=again.mask)
 
 # %% ../nbs/30_train.ipynb #8bf5975d

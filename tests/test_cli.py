@@ -64,13 +64,14 @@ def test_prepare_refuses_a_name_or_range(name, options, message, refused, featur
     assert [o.name for o in tmp_path.iterdir()] == ['f.pkl']
 
 
-@pytest.mark.parametrize('kind', ['missing', 'empty', 'text', 'cut', 'hostile'])
-def test_prepare_refuses_a_file_that_is(kind, refused, features, tmp_path, monkeypatch):
+@pytest.mark.parametrize('kind, message', [('missing', "no file at 'f.pkl'"), ('empty', 'is empty'), ('text', 'is not a feature pickle'),
+                                           ('cut', 'ends after 5000 bytes'), ('hostile', 'nothing of it was run')])
+def test_prepare_refuses_a_file_that_is(kind, message, refused, features, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content = {'empty': b'', 'text': b'not a pickle', 'cut': pickle.dumps(features)[:5000],
                'hostile': pickle.dumps({'train': Hostile()})}
     if kind in content: (tmp_path/'f.pkl').write_bytes(content[kind])
-    refused('f.pkl', 'prepare', 'f.pkl', 'd.h5', '--name', 'mosi')
+    refused(message, 'prepare', 'f.pkl', 'd.h5', '--name', 'mosi')
     assert [o.name for o in tmp_path.iterdir() if o.name != 'f.pkl'] == []
 
 
@@ -140,16 +141,16 @@ def train(tmp_path):
 @pytest.mark.parametrize('other, message', [
     ({'backbone': 'lmff'}, "unknown backbone 'lmff' (did you mean 'lmf'?)"),
     ({'mixer': 'msmx'}, "unknown mixer 'msmx' (did you mean 'msmix'?)"),
-    ({'data': 'nowhere.h5'}, 'nowhere.h5'),
+    ({'data': 'nowhere.h5'}, "no file at 'nowhere.h5'"),
     ({'data': 'synth:mossi'}, "did you mean 'mosi'?"),
     ({'set': 'max_epoch=1'}, "did you mean 'max_epochs'?"),
     ({'set': 'max_epochs'}, 'write --set NAME=VALUE'),
     ({'set': 'max_epochs=many'}, 'max_epochs'),
     ({'set': 'backbone.rnak=2'}, "unknown option of backbone lmf 'rnak' (did you mean 'rank'?)"),
-    ({'set': 'mixer.delta=0.1'}, 'delta'),
-    ({'device': 'gpu'}, 'gpu'),
-    ({'seed': -1}, 'seed'),
-    ({'variant': 'a/b'}, 'a/b'),
+    ({'set': 'mixer.delta=0.1'}, "unknown option of mixer none 'delta'"),
+    ({'device': 'gpu'}, "device 'gpu' cannot be used here"),
+    ({'seed': -1}, "seed '-1' is not a whole number"),
+    ({'variant': 'a/b'}, "variant 'a/b' cannot be a folder's name"),
 ])
 def test_train_refuses(other, message, refused, train, tmp_path):
     refused(message, *train(**other))
@@ -183,15 +184,16 @@ def test_train_refuses_a_dataset_file_whose_array_is_another(key, change, messag
     refused(message, *train(data=dataset))
 
 
-@pytest.mark.parametrize('key', ['valid', 'train/label', 'test/audio', 'test/text/features'])
-def test_train_refuses_a_dataset_file_without(key, refused, train, dataset):
+@pytest.mark.parametrize('key, message', [('valid', "has no split 'valid'"), ('train/label', "split 'train'"), ('test/audio', 'audio/features'),
+                                          ('test/text/features', 'text/features')])
+def test_train_refuses_a_dataset_file_without(key, message, refused, train, dataset):
     with h5py.File(dataset, 'r+') as f: del f[key]
-    refused(key.split('/')[-1], *train(data=dataset))
+    refused(message, *train(data=dataset))
 
 
 def test_train_refuses_a_results_folder_it_cannot_write(refused, train, tmp_path):
     (tmp_path/'file').write_text('')
-    refused('results', *train(results=tmp_path/'file'))
+    refused('results cannot be written to', *train(results=tmp_path/'file'))
     assert (tmp_path/'file').read_text() == ''
 
 
@@ -214,13 +216,16 @@ def test_predict_gives_the_predictions_of_the_run(msmix, refused, train, dataset
         np.testing.assert_allclose(p['test/pred'][:], run['predictions/test/pred'][:], rtol=1e-6)
         np.testing.assert_allclose(frame[frame.split == 'test'].pred, run['predictions/test/pred'][:], rtol=1e-6)
     assert msmix('predict', path, '--data', dataset)[1].startswith('split,id,pred')
-    refused('nowhere', 'predict', path, '--data', 'nowhere.h5')
-    refused('nowhere', 'predict', 'nowhere.h5', '--data', dataset)
+    refused("no file at 'nowhere.h5'", 'predict', path, '--data', 'nowhere.h5')
+    refused('there is no run file nowhere.h5', 'predict', 'nowhere.h5', '--data', dataset)
+    before = path.read_bytes(), dataset.read_bytes()
+    for o in (path, dataset): refused('would be replaced by its predictions', 'predict', path, '--data', dataset, '-o', o)
+    assert (path.read_bytes(), dataset.read_bytes()) == before
 
 
 def test_predict_needs_weights(msmix, refused, train, tmp_path):
     assert msmix(*train())[0] == 0
-    refused('weights', 'predict', tmp_path/'r'/'runs'/'synth-mosi'/'lmf'/'none'/'main'/'1.h5', '--data', 'synth:mosi:0.01')
+    refused('holds no weights', 'predict', tmp_path/'r'/'runs'/'synth-mosi'/'lmf'/'none'/'main'/'1.h5', '--data', 'synth:mosi:0.01')
 
 
 def test_table_shows_what_is_there(msmix, refused, train, tmp_path):
@@ -229,13 +234,13 @@ def test_table_shows_what_is_there(msmix, refused, train, tmp_path):
     assert code == 0
     header, row = out.splitlines()[-2:]
     assert 'MAE' in header and row.split()[:6] == ['synth-mosi', 'lmf', 'none', 'main', '2', 'yes'] and '±' in row
-    refused('nowhere', 'table', tmp_path/'nowhere')
+    refused('there are no results at', 'table', tmp_path/'nowhere')
     (tmp_path/'empty').mkdir()
-    refused('empty', 'table', tmp_path/'empty')
+    refused('no run files in', 'table', tmp_path/'empty')
 
 
 def test_embed_refuses_a_missing_file(refused, tmp_path):
-    refused('nowhere.h5', 'embed', tmp_path/'nowhere.h5', '--model', 'nowhere')
+    refused('no file at', 'embed', tmp_path/'nowhere.h5', '--model', 'nowhere')
 
 
 def test_float16_halves_the_file_and_its_errors_are_printed_and_kept(msmix, features, tmp_path):
@@ -243,6 +248,7 @@ def test_float16_halves_the_file_and_its_errors_are_printed_and_kept(msmix, feat
     calls = [lambda dst, *more: msmix('prepare', tmp_path/'f.pkl', dst, '--name', 'mosi', *more),
              lambda dst, *more: msmix('synth', dst, '--like', 'mosi', '--fraction', .01, *more)]
     for call in calls:
+        for o in tmp_path.glob('*.h5'): o.unlink()
         code, plain, _ = call(tmp_path/'whole.h5')
         assert code == 0 and 'is off by' not in plain
         code, out, _ = call(tmp_path/'half.h5', '--float16')

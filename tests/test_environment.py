@@ -1,4 +1,4 @@
-"Requirements stand in four files and agree"
+"Requirements stand in several files and agree"
 import configparser, re, tomllib
 import pytest
 import yaml
@@ -31,7 +31,9 @@ def settings():
 def constraints():
     lines = [o for o in (ROOT/'constraints.txt').read_text().splitlines() if o and not o.startswith('#')]
     assert [o for o in lines if not re.fullmatch(r'[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*', o)] == []
-    return {plain(k): v for k,v in (o.split('==') for o in lines)}
+    found = [(plain(k), v) for k,v in (o.split('==') for o in lines)]
+    assert len(dict(found)) == len(found), 'a package is pinned twice'
+    return dict(found)
 
 
 def plain(name): return re.sub('[-_.]+', '-', name).lower()
@@ -44,9 +46,11 @@ def test_conda_brings_python_and_pip_alone(environment):
     assert [o for o in environment['dependencies'] if isinstance(o, str)] == ['python=3.11', 'pip']
 
 
-def test_the_conda_environment_installs_what_make_installs(pip_lines, project):
+def test_the_conda_environment_installs_what_make_installs_and_what_slurm_needs(pip_lines, project):
     options = [o for o in pip_lines if o.startswith('-')]
     assert options == ['--constraint constraints.txt', '--editable .']
+    extras = {o for names in re.findall(r"--editable '\.\[([a-z,]+)\]'", (ROOT/'Makefile').read_text()) for o in names.split(',')}
+    assert extras == set(project['optional-dependencies'])
     assert parts(o for o in pip_lines if o not in options) == parts(all_requirements(project))
 
 
