@@ -39,7 +39,7 @@ def check_lengths(
     y: Tensor, # Labels of the batch, all different
     mask: Masks, # Real steps of the batch
 ):
-    "A row is as long as the longer of its two partners; one made otherwise is as long as what it holds, unless it is hidden as a whole"
+    "A row is as long as the longer of its two partners; one made otherwise is as long as one of the clips, and holds nothing beyond"
     at = lambda o: (y.flatten()==o).int().argmax(1)
     for m,o in out.mask.items():
         assert (o is None)==(mask[m] is None), f'the mask of {m} came or went'
@@ -47,7 +47,7 @@ def check_lengths(
         full = (out.z[m]!=0).any(-1)
         assert not full[~o].any(), f'{m} holds something beyond its mask'
         if out.y_i is not None: right = torch.equal(o, mask[m][at(out.y_i)] | mask[m][at(out.y_j)])
-        else: right = (full==o)[full.any(1)].all()
+        else: right = (o[:,None]==mask[m]).all(-1).any(1).all()
         assert right, f'the mask of {m} is not as long as its rows'
 
 # %% ../nbs/20a_contract.ipynb #d00bc7c3

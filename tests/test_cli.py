@@ -64,7 +64,7 @@ def test_prepare_refuses_a_name_or_range(name, options, message, refused, featur
     assert [o.name for o in tmp_path.iterdir()] == ['f.pkl']
 
 
-@pytest.mark.parametrize('kind, message', [('missing', "no file at 'f.pkl'"), ('empty', 'is empty'), ('text', 'is not a feature pickle'),
+@pytest.mark.parametrize('kind, message', [('missing', "no file at 'f.pkl'"), ('empty', 'it has 0 bytes'), ('text', 'is not a feature pickle'),
                                            ('cut', 'ends after 5000 bytes'), ('hostile', 'nothing of it was run')])
 def test_prepare_refuses_a_file_that_is(kind, message, refused, features, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
