@@ -629,6 +629,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                                'msmix.results.run_path': ('results.html#run_path', 'msmix/results.py'),
                                'msmix.results.run_rows': ('results.html#run_rows', 'msmix/results.py'),
                                'msmix.results.runs_frame': ('results.html#runs_frame', 'msmix/results.py'),
+                               'msmix.results.runs_within': ('results.html#runs_within', 'msmix/results.py'),
                                'msmix.results.save_run': ('results.html#save_run', 'msmix/results.py'),
                                'msmix.results.sha256': ('results.html#sha256', 'msmix/results.py'),
                                'msmix.results.stale_runs': ('results.html#stale_runs', 'msmix/results.py'),

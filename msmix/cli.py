@@ -79,9 +79,11 @@ def do_train(args):
 def do_predict(args):
     "Predictions from saved weights"
     out = None if args.out is None else Path(args.out)
-    if out is not None: choose(out.suffix, ('.csv', '.h5'), f"kind of file for '{out}'")
-    for o in (args.run, args.data):
-        if out is not None and out.exists() and Path(o).exists() and out.samefile(o): raise UsageError(f"'{out}' is read here and would be replaced by its predictions: choose another file")
+    if out is not None:
+        choose(out.suffix, ('.csv', '.h5'), f"kind of file for '{out}'")
+        for o in (args.run, args.data):
+            if out.exists() and Path(o).exists() and out.samefile(o):
+                raise UsageError(f"'{out}' is read here and would be replaced by its predictions: choose another file")
     from msmix.experiment import predict_file
     frames = predict_file(args.run, args.data)
     if out is None: frames_to_csv(frames, sys.stdout)

@@ -328,13 +328,14 @@ def run_head(
 ) -> Head|None: # None: cut off, or not a run file
     "The head of a run file whose predictions can be read"
     import h5py
+    from msmix.results import UNREADABLE
     try:
         with h5py.File(path) as f:
             for split in f['predictions'].values():
                 for o in split.values(): o[...]
             return Head(str(f.attrs['identity']), json.loads(f.attrs['config']).get('recipe'), str(f.attrs['data_sum']), str(f.attrs['code_sum']),
                         'state' in f)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError): return None
+    except UNREADABLE: return None
 
 # %% ../nbs/36_grid.ipynb #be05c573
 @cache
@@ -455,7 +456,8 @@ def machine_resources(
 ) -> dict: # As Snakemake names them
     "What this machine has to share out"
     import psutil
-    gpus  = {'cpu': 0, 'auto': len(visible_gpus()), 'cuda': len(visible_gpus())}.get(config['device'], 1)
+    named = config['device'] not in ('auto', 'cuda')                       # cpu, or one GPU
+    gpus  = config['device']!='cpu' if named else len(visible_gpus())
     found = {'gpu_slots': gpus*config['resources']['runs_per_gpu']} if gpus else {}
     return found | ({'mem_mb': psutil.virtual_memory().available//10**6} if config['resources']['memory'] else {})
 
@@ -554,8 +556,9 @@ def run_snakemake(
         return watch(process, progress, time.time)
 
 # %% ../nbs/36_grid.ipynb #8e051e64
+@cache
 def package_sum() -> str: # 64 hexadecimal digits
-    "SHA-256 of all modules of msmix as they are now"
+    "SHA-256 of all modules of msmix, read once in a process"
     from msmix.results import sha256
     return sha256(*(o.read_text(encoding='utf-8') for o in sorted(Path(msmix.__file__).parent.glob('[!_]*.py'))))
 

@@ -7,8 +7,8 @@ __all__ = ['ATTRIBUTES', 'PACK_ABOVE', 'UNREADABLE', 'COLUMNS', 'path_part', 'ru
            'docstring_places', 'bare_source', 'module_source', 'code_sum', 'to_json', 'identity', 'versions',
            'git_commit', 'memory_of', 'peak_memory', 'Run', 'example_run', 'hidden_name', 'parse_hidden', 'write_array',
            'write_run', 'read_arrays', 'read_run', 'file_identity', 'check_target', 'save_run', 'load_run',
-           'run_differences', 'iter_runs', 'run_rows', 'stale_runs', 'runs_frame', 'load_runs', 'missing_runs',
-           'asked_for', 'is_merged', 'merge_runs', 'unmerge_runs']
+           'run_differences', 'runs_within', 'is_merged', 'iter_runs', 'run_rows', 'stale_runs', 'runs_frame',
+           'load_runs', 'missing_runs', 'asked_for', 'merge_runs', 'unmerge_runs']
 
 # %% ../nbs/32_results.ipynb #0767a2b6
 import ast, hashlib, importlib.metadata, importlib.util, io, itertools, json, platform, re, subprocess, tempfile, tokenize, warnings
@@ -390,6 +390,24 @@ def run_differences(
     a, b = content(a), content(b)
     return sorted(k for k in a.keys()|b.keys() if a.get(k)!=b.get(k))
 
+# %% ../nbs/32_results.ipynb #502824d7
+def runs_within(
+    f, # Open HDF5 file
+) -> list[str]: # In order; none in a run file, which is one itself
+    "Names of the groups of a merged file that hold a run"
+    names = []
+    f.visititems(lambda name, o: names.append(name) if 'identity' in o.attrs else None)
+    return names
+
+# %% ../nbs/32_results.ipynb #18cd71d2
+def is_merged(
+    path, # Of a file
+) -> bool:
+    "Does it hold merged runs?"
+    try:
+        with h5py.File(path) as f: return bool(runs_within(f))
+    except OSError: return False
+
 # %% ../nbs/32_results.ipynb #50bf677a
 def iter_runs(
     src, # Folder of results, its `runs` folder, a merged file or a run file
@@ -413,9 +431,7 @@ def iter_runs(
         try: f = h5py.File(src)
         except OSError as e: raise no_runs(e) from e
         with f:
-            names = []
-            f.visititems(lambda name, o: names.append(name) if 'identity' in o.attrs else None)
-            if not names: raise no_runs('it holds no run')
+            if not (names := runs_within(f)): raise no_runs('it holds no run')
             for name in names:
                 try: run = read_run(f[name], state)
                 except UNREADABLE as e: warnings.warn(f'skipped: {src}:{name} is not a whole run ({e})')
@@ -502,16 +518,6 @@ def asked_for(
     for k,names in (('backbone',backbones), ('mixer',mixers), ('seed',seeds), ('variant',variants)):
         if names: frame = frame[frame[k].isin(list(names))]
     return frame
-
-# %% ../nbs/32_results.ipynb #08ea81e1
-def is_merged(
-    path, # Of a file
-) -> bool:
-    "Does it hold merged runs?"
-    try:
-        with h5py.File(path) as f:
-            return 'identity' not in f.attrs and f.visititems(lambda name, o: 'identity' in o.attrs or None) is True
-    except OSError: return False
 
 # %% ../nbs/32_results.ipynb #c07db8fd
 def merge_runs(

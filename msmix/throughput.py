@@ -216,10 +216,10 @@ def step_seconds(
     capture: bool=False, # On CUDA: record steps as graphs
 ) -> float: # s, with the share of validation that goes with a step
     "Seconds of one training step in a run that is alone"
+    from msmix.bench import give_back
     from msmix.recipes import find_recipe
     from msmix.synth import LIKE
     share = min(1, batches*find_recipe(backbone, like).batch_size/LIKE[like].splits[0])
-    from msmix.bench import give_back
     give_back(device)
     found = work(Load(f'synth:{like}:{share!r}', backbone, mixer, device, epochs, settings=settings, capture=capture), lambda: None)
     return (found['times'][-1]-found['times'][0])/(found['steps']*epochs)
