@@ -142,12 +142,12 @@ def latents_at_cut(
 def check_capture(
     device: torch.device, # Where the run computes
     split, # `msmix.data.Split` for training
-    recipe: Recipe,
+    encoder=None, # `msmix.text.TextEncoder`, if one takes part
 ):
     "Raise `UsageError` where steps cannot be captured"
     if device.type!='cuda': reason = f'steps are captured on CUDA only, this run computes on {device.type}'
     elif split.target is not None: reason = 'the dataset does not fit on the device, so its batches come from the host'
-    elif recipe.text_encoder: reason = 'a text encoder asks the host whether a text is padded'
+    elif encoder is not None and not encoder.whole_mask: reason = 'this text encoder asks the host whether a text is padded'
     else: return
     raise UsageError(f"capture=True is not possible: {reason}; leave capture out")
 
@@ -202,7 +202,7 @@ class Experiment:
         device: str='auto', # Where to compute
         threads: int|None=None, # CPU threads; None leaves PyTorch's choice
         checkpoint: int=5, # Epochs from one checkpoint to the next; 0: none
-        capture: bool=False, # Record training steps as CUDA graphs; the numbers stay
+        capture: bool=False, # Record training steps as CUDA graphs; the numbers stay up to rounding
     ):
         started = time.perf_counter()
         choose(backbone, BACKBONES, 'backbone'), choose(mixer, MIXERS, 'mixer')
@@ -218,7 +218,7 @@ class Experiment:
         self.config = run_config(self.names, self.recipe, self.data, self.backbone)
         self.identity = identity(self.config, self.data.sum, self.code)
         check_target(self.path, self.identity)
-        if capture: check_capture(self.device, self.data.splits['train'], self.recipe)
+        if capture: check_capture(self.device, self.data.splits['train'], getattr(self.backbone, 'text_encoder', None))
         self.trainer = Trainer(self.backbone, self.mixer, self.recipe, self.device, capture)
         place = run_path(results, dataset, backbone, mixer, variant, seed, 'checkpoints')
         self.checkpoint = Checkpoint(place, f'{self.identity} {seed} {self.device.type}', checkpoint) if checkpoint else None

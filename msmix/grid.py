@@ -425,9 +425,13 @@ def move_aside(
 def settle_runs(
     config: dict, # From `check_config`
     dry_run: bool=False, # Only say what would be moved
+    as_made: bool=False, # Leave runs that differ in nothing but the code: figures show them
 ):
     "Move aside what cannot be read, and with `rerun` what is of another configuration; without it, that is a `UsageError`"
     found = check_runs(config)
+    if as_made and (older := [o for o in found if o.why==['code']]):
+        print(f"{len(older)} runs were made with other code and are shown as they are", flush=True)
+        found = [o for o in found if o not in older]
     other = [o for o in found if o.why]
     for o in found:
         print(f"{o.job.run} {f'''holds a run of another configuration (different {' and '.join(o.why)})''' if o.why else 'cannot be read'}", flush=True)
@@ -499,9 +503,10 @@ def clear_way(
     config: dict, # From `check_config`
     runs: list[Job],
     figures: list[Figure],
+    as_made: bool=False, # See `settle_runs`
 ):
     "Move aside what is in the way, remove what is left of figures that were not finished, and forget how earlier runs failed"
-    settle_runs(config)
+    settle_runs(config, as_made=as_made)
     for o in figures:
         if (state := read_state(o.job.state)) and state.kind!='running': o.remove()
     for o in (*runs, *(o.job for o in figures)): clear_state(o.state)
@@ -649,7 +654,7 @@ def run_grid(
         return c
     status, log = 0, Path(c['results'])/'logs'/'grid.txt'
     with lock_folder(make_folder(c['results'], 'results folder')) as lock:
-        clear_way(c, runs, figures)
+        clear_way(c, runs, figures, as_made=parts_of=='figures')
         make_folder(log.parent, 'folder of the logs')
         log.write_text('')
         call = lambda target, progress: run_snakemake(snakemake_command(path, target, jobs, profile, changes), log, progress, lock)

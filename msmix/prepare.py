@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'PUBLISHED', 'ALLOWED', 'NEED', 'published_as', 'latin1', 'ArrayUnpickler', 'Counted', 'load_pickle', 'zeros',
-           'Report', 'Cleaned', 'filled', 'in_range', 'check_keys', 'as_array', 'read_tokens', 'convert',
-           'modality_label', 'check_target', 'bar', 'prepare']
+           'Report', 'Cleaned', 'filled', 'in_range', 'check_keys', 'as_array', 'read_tokens', 'modality_label',
+           'convert', 'check_target', 'bar', 'prepare']
 
 # %% ../nbs/01a_prepare.ipynb #146a7b89
 import hashlib
@@ -245,6 +245,17 @@ def read_tokens(
                          "numbers of shape (N,3,L) are needed, ids, mask and segment")
     return a[:,0].astype(np.int64),a[:,1] > .5
 
+# %% ../nbs/01a_prepare.ipynb #2f915389
+def modality_label(
+    o, # `regression_labels_T`, `_A` or `_V`
+) -> np.ndarray|None: # `(N,)`
+    "Labels of one modality, or None where there are none"
+    if o is None: return None
+    a = np.asarray(o)
+    if a.dtype==object: a = np.array([np.nan if v is None or v=='' else v for v in a.reshape(-1)])
+    if a.dtype.kind=='f' and np.isnan(a).all(): return None
+    return a.reshape(-1)
+
 # %% ../nbs/01a_prepare.ipynb #f0f3f7fd
 def convert(
     split: dict, # One split of the pickle; it is emptied
@@ -270,17 +281,6 @@ def convert(
         y = modality_label(split.pop(f'regression_labels_{m[0].upper()}', None))
         out[m] = {'features':Cleaned(x, n, m, report), 'lengths':n, 'label':y}
     return out
-
-# %% ../nbs/01a_prepare.ipynb #2f915389
-def modality_label(
-    o, # `regression_labels_T`, `_A` or `_V`
-) -> np.ndarray|None: # `(N,)`
-    "Labels of one modality, or None where there are none"
-    if o is None: return None
-    a = np.asarray(o)
-    if a.dtype==object: a = np.array([np.nan if v is None or v=='' else v for v in a.reshape(-1)])
-    if a.dtype.kind=='f' and np.isnan(a).all(): return None
-    return a.reshape(-1)
 
 # %% ../nbs/01a_prepare.ipynb #86f72d6d
 def check_target(

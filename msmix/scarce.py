@@ -94,7 +94,7 @@ def with_share(
     seed: int, # The run's
     standardise=(), # Modalities to scale by the statistics of what is left
 ) -> Dataset:
-    "The dataset with a part of its training clips, standardised"
+    "A part of the training clips, standardised; scales the splits of `dataset` in place, so load it anew for every call"
     splits = dict(dataset.splits)
     if share<1: splits['train'] = splits['train'].select(nested_rows(len(splits['train']), share, seed))
     return replace(dataset, splits=splits, scaling={m: standardise_(splits, m) for m in standardise})

@@ -102,7 +102,7 @@ def published_vectors(
     "What TFN and LMF share: widths, sub-networks, quirks"
     t, a, v = config['feature_dims']
     widths = dict(zip(('text','audio','vision'), config['hidden_dims']))
-    drop = dict(zip(('audio','vision'), config['dropouts']), text=0.)
+    drop = dict(zip(('audio','vision'), config['dropouts']), text=0.)     # text: published sets it to 0 for one layer
     return {'text':t, 'audio':a, 'vision':v}, dict(hidden=widths, dropout=drop, through_padding=True, average_padding=True)
 
 # %% ../nbs/11_tfn.ipynb #b7fddaea

@@ -192,7 +192,7 @@ class Steps:
         mixer: Mixer,
         recipe, # `msmix.recipes.Recipe`
         device='cpu',
-        capture: bool=False, # Record steps as CUDA graphs: batches on the device, no text encoder
+        capture: bool=False, # Record steps as CUDA graphs; batches lie on the device, and no text encoder asks the host
     ):
         self.backbone, self.mixer, self.recipe, self.device = backbone.to(device), mixer.to(device), recipe, torch.device(device)
         self.weights, self.history, self.watched, self.capture = loss_weights(recipe, mixer), {}, {}, capture
@@ -241,11 +241,11 @@ class Passes(Steps):
             record.append(at[self.mixer.place()](index))
             if k%self.recipe.accumulate==0 or k==len(batches): update()
         part = lambda kind: [k for k in record[0] if k.startswith(kind)]
-        losses = {k.removeprefix('loss_'): torch.stack([o[k] for o in record]) for k in part('loss_')}
+        means = epoch_means({k.removeprefix('loss_'): torch.stack([o[k] for o in record]) for k in part('loss_')}, epoch)
         for k in part('seen_'):
             name = k.removeprefix('seen_')
             self.watched.setdefault(name, []).append(histogram([o[k] for o in record], *self.mixer.span(name)))
-        return epoch_means(losses, epoch)
+        return means
 
     @torch.no_grad()
     def predict(self,
