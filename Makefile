@@ -10,12 +10,13 @@ NOTEBOOKS ?= $(sort $(wildcard nbs/*.ipynb nbs/figures/*.ipynb nbs/notes/*.ipynb
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup reproduce test test-slurm bench bench-peers readme notebooks export clean-notebooks hooks clean
+.PHONY: help setup reproduce test test-cuda test-slurm bench bench-peers readme notebooks export clean-notebooks hooks clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make reproduce        the grid on synthetic data, its table and its figure (results/reproduce)'
 	@echo 'make test             every check and every notebook'
+	@echo 'make test-cuda        the checks that need a GPU'
 	@echo 'make test-slurm       a grid on a Slurm cluster of one node, set up here as root from Debian packages'
 	@echo 'make bench            speed on this machine; DEVICE=cuda on a GPU; FRACTION=0.75: prepare on 6 GB (results/bench)'
 	@echo 'make bench-peers      a training step beside that of MMSA 2.2.1, which gets an environment of its own'
@@ -46,6 +47,13 @@ test: export OMP_NUM_THREADS := 1
 test: $(READY)
 	@python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
+# Cells that need a GPU are left out everywhere else.
+GPU_PAGES := $(shell grep -l '#| cuda' nbs/*.ipynb)
+test-cuda: export HF_HUB_OFFLINE := 1
+test-cuda: $(READY)
+	@python -c 'import sys; from pathlib import Path; from nbdev.test import test_nb; \
+	  sys.exit(not all([test_nb(Path(o), skip_flags=["slow","data"], basepath=Path.cwd())[0] for o in sys.argv[1:]]))' $(GPU_PAGES)
+
 # The executor for Slurm comes on top of what the other targets need.
 test-slurm: export HF_HUB_OFFLINE := 1
 test-slurm: $(READY)
@@ -69,7 +77,8 @@ GRID   := $(PAPER) $(if $(ON_GPU),$(ALL),-p data=synth:mosi:0.1)
 
 bench: $(READY)
 	@for o in $(CAPTURE); do $(BENCH) nbs/bench/step.ipynb results/bench/notebooks/$(DEVICE)-step-capture-$$o.ipynb $(MEASURE) -p capture=$$o || exit 1; done
-	@$(BENCH) nbs/bench/step.ipynb results/bench/notebooks/$(DEVICE)-step-bert.ipynb $(MEASURE) -p bert=true $(if $(ON_GPU),,-p 'likes=["mosi"]')
+	@for o in $(CAPTURE); do $(BENCH) nbs/bench/step.ipynb results/bench/notebooks/$(DEVICE)-step-bert-capture-$$o.ipynb $(MEASURE) -p bert=true -p capture=$$o \
+	  $(if $(ON_GPU),,-p 'likes=["mosi"]') || exit 1; done
 	@$(BENCH) nbs/bench/levers.ipynb results/bench/notebooks/$(DEVICE)-levers.ipynb $(MEASURE)
 	@$(BENCH) nbs/bench/data.ipynb results/bench/notebooks/$(DEVICE)-data.ipynb $(KEEP) -p fraction=$(FRACTION)
 	@for o in $(CAPTURE); do $(BENCH) nbs/bench/runs.ipynb results/bench/notebooks/$(DEVICE)-runs-capture-$$o.ipynb $(KEEP) -p capture=$$o $(GRID) \

@@ -54,6 +54,7 @@ def gather(
     example, # Function folder -> None that saves made-up runs
     out='', # Folder for the figure's files; empty: one that `close` deletes
     backbones=(), mixers=(), seeds=(), variants=(), # What was asked for; empty: what is there
+    datasets=(),
     beside=(), # Pairs (mixer, variant; None: any) that come along where they are there and are never missing
 ) -> Gathered:
     "Read the runs that were asked for; raise `UsageError` if there is none of them"
@@ -62,9 +63,9 @@ def gather(
     src = results or Path(box.name, 'results')
     every = list(iter_runs(src))
     if not every: raise UsageError(f"no run files in '{src}': train first, or check the path")
-    asked = (('backbone',backbones), ('mixer',mixers), ('seed',seeds), ('variant',variants))
+    asked = (('dataset',datasets), ('backbone',backbones), ('mixer',mixers), ('seed',seeds), ('variant',variants))
     among = lambda o, what: all(not v or getattr(o, k) in list(v) for k,v in what)
-    along = lambda o: any(o.mixer==m and v in (None, o.variant) for m,v in beside) and among(o, asked[::2])
+    along = lambda o: any(o.mixer==m and v in (None, o.variant) for m,v in beside) and among(o, [(k, v) for k,v in asked if k not in ('mixer','variant')])
     runs = [(o,path) for o,path in every if among(o, asked) or along(o)]
     frame = runs_frame(runs)
     if frame.synthetic.nunique()>1:
@@ -73,6 +74,9 @@ def gather(
     main = asked_for(frame, backbones, mixers, seeds, variants)
     if main.empty: raise UsageError(f"none of the {len(every)} runs in '{src}' was asked for: name other backbones, mixers, seeds or variants")
     missing = missing_runs(main, backbones, mixers, seeds, variants)
+    for o in (o for o in datasets if o not in set(main.dataset)):
+        rows = itertools.product([o], *(v or sorted(main[k].unique()) for k,v in asked[1:3]), variants or ['main'], seeds or sorted(main.seed.unique()))
+        missing = pd.concat([missing, pd.DataFrame(rows, columns=missing.columns)], ignore_index=True)
     return Gathered(runs, frame, missing, bool(frame.synthetic.any()), Path(out or Path(box.name, 'out')), box)
 
 # %% ../nbs/41_figures.ipynb #85a746dc

@@ -8,8 +8,8 @@ __all__ = ['PART', 'RESOURCES', 'REQUIRED', 'DEFAULTS', 'PICTURE', 'FIGURES', 'p
            'figure_notebook', 'Figure', 'figure_jobs', 'check_data', 'check_settings', 'data_spec', 'Head', 'run_head',
            'source_of', 'code_of', 'run_faults', 'encoder_identity', 'Stale', 'check_runs', 'move_aside', 'settle_runs',
            'run_resources', 'machine_resources', 'job_limits', 'lock_folder', 'check_all', 'clear_way', 'end_with',
-           'profile_folder', 'snakemake_command', 'run_snakemake', 'package_sum', 'note_runs', 'outdated', 'draw',
-           'show_plan', 'report', 'run_grid']
+           'profile_folder', 'snakemake_command', 'run_snakemake', 'package_sum', 'note_runs', 'outdated', 'drawable',
+           'draw', 'show_plan', 'report', 'run_grid']
 
 # %% ../nbs/36_grid.ipynb #610a1694
 import json, os, shlex, subprocess, sys, tempfile, threading, time
@@ -258,7 +258,7 @@ def figure_jobs(
     "Every figure of the grid"
     results, figures = Path(config['results']), []
     for experiment, c in parts(config).items():
-        asked = {'results': str(results), 'out': str(Path(results, 'figures', c['name'], experiment)), 'variants': list(c['variants']),
+        asked = {'results': str(results), 'out': str(Path(results, 'figures', c['name'], experiment)), 'datasets': list(c['datasets']), 'variants': list(c['variants']),
                  **{k: c[k] for k in ('backbones','mixers','seeds')}}
         for o in c['figures']:
             source, files = figure_notebook(o), figure_files(c, o, experiment)
@@ -272,10 +272,12 @@ def figure_jobs(
 def check_data(
     config: dict, # From `check_config`
 ):
-    "Raise `UsageError` if a dataset file is missing or has another name"
+    "Raise `UsageError` if a dataset file that an experiment uses is missing or has another name"
     import h5py
     from msmix.synth import synth_header
+    used = {k for c in parts(config).values() for k in c['datasets']}
     for name, spec in config['datasets'].items():
+        if name not in used: continue
         if 'synth' in spec:
             made = synth_header(spec['synth']).name
             if name!=made: raise UsageError(f"the synthetic dataset '{name}' is named '{made}' in its file: call it so in the configuration")
@@ -478,13 +480,14 @@ def job_limits(
 def lock_folder(
     folder, # Results folder
 ):
-    "An open file that holds the lock of `folder`; `UsageError` if another grid holds it"
+    "An open file that holds the lock of `folder`, where there are locks; `UsageError` if another grid holds it"
     import fcntl
     f = open(Path(folder)/'.lock', 'w')
     try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
+    except BlockingIOError as e:
         f.close()
         raise UsageError(f"another grid is at work in '{folder}': wait for it, or choose another results folder") from e
+    except OSError as e: print(f"'{folder}' cannot be locked ({e.strerror}): see to it yourself that one grid works there", flush=True)
     return f
 
 # %% ../nbs/36_grid.ipynb #0da42b5f
@@ -591,6 +594,15 @@ def outdated(
     for experiment, c in parts(config).items(): note_runs(c, experiment, plan({**config, 'only': [experiment]*bool(experiment)}))
     return [o for o in figures if not o.is_fresh]
 
+# %% ../nbs/36_grid.ipynb #cf5e071b
+def drawable(
+    config: dict, # From `check_config`
+    figures: list[Figure],
+) -> list[Figure]:
+    "Figures of which one run or more is there; the others, drawn elsewhere from runs that are not here, stay as they are"
+    there = {e: any(o.run.exists() for o in plan({**config, 'only': [e]*bool(e)})) for e in parts(config)}
+    return [o for o in figures if there[o.experiment]]
+
 # %% ../nbs/36_grid.ipynb #cb0a501e
 def draw(
     config: dict, # From `check_config`
@@ -598,7 +610,9 @@ def draw(
     call, # Runs Snakemake for a target and a progress
 ) -> list[str]: # Lines that say what failed
     "Draw what is outdated"
-    todo = outdated(config, figures)
+    late = outdated(config, figures)
+    todo = drawable(config, late)
+    if len(late)>len(todo): print(f'{len(late)-len(todo)} figures are of experiments without any run here and stay as they are', flush=True)
     if not todo: return []
     for o in todo: o.remove()                                             # Snakemake would when it starts to draw
     progress = Progress([o.job for o in todo], config['resources']['retries'])
@@ -630,8 +644,8 @@ def report(
 ):
     "Raise `RunFailed` if something is missing; else name the figures"
     missing = [o for o in jobs if not o.run.exists()]
-    if missing or status:
-        raise RunFailed(f"{len(missing)} runs or figures are missing (log: {log}): call the same command again to take them up")
+    if missing: raise RunFailed(f"{len(missing)} runs or figures are missing (log: {log}): call the same command again to take them up")
+    if status: raise RunFailed(f"all files are there, but Snakemake ended with {status} (log: {log}): look into the log")
     for o in figures: print(f"{o.name}: {', '.join(o.files)}")
 
 # %% ../nbs/36_grid.ipynb #44a82c5c

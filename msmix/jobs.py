@@ -158,7 +158,8 @@ def free_slots(
     for k in range(of):
         f = open(Path(folder)/f'{name}-{k}', 'w')
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: f.close()
+        except BlockingIOError: f.close()
+        except OSError: found.append(f)                         # a file system without locks: every slot counts as free
         else: found.append(f)
     return found
 

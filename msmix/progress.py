@@ -113,16 +113,19 @@ def watch(
     pause: float=1., # Seconds between looks
     stream=None, # Where to show it; None: standard output
 ) -> int: # Exit status
-    "Show how far the jobs are until the process ends; Ctrl-C reaches the process too, so its end is waited for"
-    stream = stream or sys.stdout
+    "Show how far the jobs are until the process ends; Ctrl-C reaches the process too, so its end is waited for and then passed on"
+    stream, stopped = stream or sys.stdout, False
     while True:
         try: status = process.wait(pause)
         except subprocess.TimeoutExpired: status = None
-        except KeyboardInterrupt: continue
+        except KeyboardInterrupt:
+            stopped = True
+            continue
         now = clock()
         tell(progress, progress.look(now), now, stream)
         if status is None: continue
         if stream.isatty(): print(file=stream)
+        if stopped: raise KeyboardInterrupt
         return status
 
 # %% ../nbs/35b_progress.ipynb #2ba4e77b

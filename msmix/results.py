@@ -524,12 +524,13 @@ def merge_runs(
     src, # Folder of results, or anything else that `iter_runs` takes
     dst, # The merged file to write
 ) -> int: # Number of runs
-    "Write all runs into one HDF5 file, without weights and latents; raise `UsageError` if there is none or `dst` cannot be written"
+    "Write all runs into one HDF5 file, without weights and latents, beside those it held; raise `UsageError` if there is none or `dst` cannot be written"
     if Path(dst).is_file() and not is_merged(dst): raise UsageError(f"'{dst}' is no file of merged runs and would be replaced: choose another name")
-    runs, dst, shared = [replace(run, latents=None) for run,_ in iter_runs(src)], Path(dst), {}
+    runs, dst, shared = {run.key: replace(run, latents=None) for run,_ in iter_runs(src)}, Path(dst), {}
     if not runs: raise UsageError(f"there is no run in {src}: train first, or check the path")
+    runs = ({run.key: run for run,_ in iter_runs(dst)} if dst.is_file() else {}) | runs
     with whole_file(dst) as part, h5py.File(part, 'w') as f:
-        for run in runs: write_run(f.create_group('/'.join(map(str, run.key))), run, shared)
+        for key in sorted(runs): write_run(f.create_group('/'.join(map(str, key))), runs[key], shared)
     return len(runs)
 
 # %% ../nbs/32_results.ipynb #6ac8e02e

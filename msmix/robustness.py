@@ -51,7 +51,7 @@ def hidden_frame(
     some  = frame[frame.split.isin(list(parts))]
     some  = some.assign(hidden=['+'.join(parts[o][1]) for o in some.split], share=[float(parts[o][2]) for o in some.split])
     clear = frame[frame.split==split].merge(some[[*KEYS,'hidden']].drop_duplicates(), on=KEYS).assign(share=0.)
-    return pd.concat([clear, some])[[*HIDDEN, *METRICS]].sort_values(HIDDEN).reset_index(drop=True)
+    return pd.concat([clear, some])[[*HIDDEN, *METRICS, *[o for o in ['data_sum'] if o in frame]]].sort_values(HIDDEN).reset_index(drop=True)
 
 # %% ../nbs/43_robustness.ipynb #c12
 def hidden_order(

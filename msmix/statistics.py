@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FEWEST_FOR_INTERVAL', 'FEWEST_FOR_TEST', 'FAMILY', 'MIXER_ORDER', 't_interval', 'weighted_corr', 'weighted_f1',
            'weighted_metric', 'check_pairs', 'two_level_bootstrap', 'permutation_p', 'holm', 'fewest_seeds',
-           'effect_size', 'verdict', 'pair_up', 'check_same_data', 'paired', 'pairing_gain', 'compare_one', 'judged',
+           'effect_size', 'verdict', 'check_same_data', 'pair_up', 'paired', 'pairing_gain', 'compare_one', 'judged',
            'compare', 'sides', 'conclusion', 'paired_to', 'compare_to', 'ratios_to', 'main_effects', 'summarise',
            'training_effort', 'in_order', 'cell_text', 'marks_of', 'table_rows', 'table_parts', 'gt_table',
            'split_mark', 'html_table', 'latex_table']
@@ -177,20 +177,6 @@ def verdict(
     if p<=level: return f'{side} (p = {p:.2g})'
     return f'no significant difference (p = {p:.2g})'
 
-# %% ../nbs/34_statistics.ipynb #19f1f41a
-def pair_up(
-    frame, # One row per seed and condition
-    value: str, # Its column; rows without it are left out
-    keys, # Columns that both sides share, the seed among them
-    others, # Columns that tell the compared ones apart
-    own, # Which rows are the reference's, bool as `frame`
-) -> pd.DataFrame: # `keys`, `others`, base, value, difference
-    "Every row beside the reference's of the same keys; rows without a partner are left out"
-    there = frame[value].notna()
-    base = frame.loc[there & own, [*keys, value]].rename(columns={value:'base'})
-    both = frame.loc[there & ~own, [*keys, *others, value]].rename(columns={value:'value'}).merge(base, on=list(keys))
-    return both.assign(difference=both.value-both.base)
-
 # %% ../nbs/34_statistics.ipynb #a53ea8a0
 def check_same_data(
     frame, # As `load_runs` gives it; one without `data_sum` says nothing of its data
@@ -202,6 +188,21 @@ def check_same_data(
     if (sums>1).any():
         where = ', '.join(map(str, sums.index[sums>1][0]))
         raise UsageError(f"runs of {where} were made on different data under one name, so they cannot be compared: train them again on the same file")
+
+# %% ../nbs/34_statistics.ipynb #19f1f41a
+def pair_up(
+    frame, # One row per seed and condition
+    value: str, # Its column; rows without it are left out
+    keys, # Columns that both sides share, the seed among them
+    others, # Columns that tell the compared ones apart
+    own, # Which rows are the reference's, bool as `frame`
+) -> pd.DataFrame: # `keys`, `others`, base, value, difference
+    "Every row beside the reference's of the same keys; rows without a partner are left out, runs on different data a `UsageError`"
+    check_same_data(frame, keys)
+    there = frame[value].notna()
+    base = frame.loc[there & own, [*keys, value]].rename(columns={value:'base'})
+    both = frame.loc[there & ~own, [*keys, *others, value]].rename(columns={value:'value'}).merge(base, on=list(keys))
+    return both.assign(difference=both.value-both.base)
 
 # %% ../nbs/34_statistics.ipynb #9916af0f
 def paired(
@@ -215,7 +216,6 @@ def paired(
     if len(frame): choose(split, sorted(frame.split.unique()), 'split')
     keys = ['dataset', 'backbone', 'variant', 'seed']
     part = frame[frame.split==split]
-    check_same_data(part, keys)
     both = pair_up(part, metric, keys, ['mixer'], part.mixer==baseline).assign(metric=metric)
     columns = ['dataset', 'backbone', 'variant', 'mixer', 'metric', 'seed', 'base', 'value', 'difference']
     return both.sort_values(columns[:6])[columns].reset_index(drop=True)
@@ -355,6 +355,7 @@ def main_effects(
     "What each part of a method adds on average over all combinations of the others; seeds that lack a combination are left out"
     choose(metric, METRICS, 'metric')
     part, rows = frame[(frame.split==split) & frame.variant.isin(list(cells))], []
+    check_same_data(part, ['dataset','backbone','seed'])
     wide = part.pivot(index=['dataset','backbone','seed'], columns='variant', values=metric).reindex(columns=list(cells)).dropna()
     for (dataset,backbone,seed),o in wide.iterrows():
         for name in next(iter(cells.values())):
