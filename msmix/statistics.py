@@ -223,7 +223,7 @@ def paired(
 # %% ../nbs/34_statistics.ipynb #3de3e0db
 def pairing_gain(
     pairs, # Rows of `paired`
-) -> float: # g; NaN where no comparison has 3 seeds
+) -> float: # q; NaN where no comparison has 3 seeds
     "Variance of paired differences over that of unpaired runs, over all comparisons"
     groups = [g for _,g in pairs.groupby(['dataset','backbone','variant','mixer','metric']) if len(g)>=FEWEST_FOR_INTERVAL]
     apart  = sum(g.base.var()+g.value.var() for g in groups)
