@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARKERS', 'OTHERS', 'use_style', 'mixer_look', 'stamp_synthetic', 'save_figure', 'caption_below', 'plot_history',
-           'plot_paired', 'plot_range', 'unit_of', 'label_difference', 'interval_legend', 'radar_axes', 'plot_radar',
+           'plot_range', 'unit_of', 'plot_paired', 'label_difference', 'interval_legend', 'radar_axes', 'plot_radar',
            'ratio_limits', 'plot_curve']
 
 # %% ../nbs/40_plots.ipynb #6421a984
@@ -105,6 +105,24 @@ def plot_history(
     if names: ax.legend()
     return ax
 
+# %% ../nbs/40_plots.ipynb #3c8364b0
+def plot_range(
+    ax, # Axes
+    low, high, # Its ends
+    y, # Its height
+    color, # Of the line
+):
+    "A dashed range with upright ends"
+    ax.hlines(y, low, high, color=color, lw=1.3, ls=(0,(2,1)), zorder=3)
+    ax.vlines([low, high], y-.07, y+.07, color=color, lw=1.3, zorder=3)
+
+# %% ../nbs/40_plots.ipynb #36177900
+def unit_of(
+    metric: str, # One of `METRICS`
+) -> str: # For an axis label; empty where there is no unit
+    "The unit of a metric: an error is measured on the scale of the labels, the others are shares and correlations"
+    return ' [label points]' if metric=='MAE' else ''
+
 # %% ../nbs/40_plots.ipynb #af14aca6
 def plot_paired(
     differences, # Rows of `msmix.statistics.paired`, one dataset, backbone, variant and metric
@@ -132,24 +150,6 @@ def plot_paired(
     ax.locator_params(axis='x', nbins=5)
     ax.set(yticks=range(len(mixers)), yticklabels=[shown_name(o) for o in mixers], ylim=(len(mixers)-.5, -.5))
     return ax
-
-# %% ../nbs/40_plots.ipynb #3c8364b0
-def plot_range(
-    ax, # Axes
-    low, high, # Its ends
-    y, # Its height
-    color, # Of the line
-):
-    "A dashed range with upright ends"
-    ax.hlines(y, low, high, color=color, lw=1.3, ls=(0,(2,1)), zorder=3)
-    ax.vlines([low, high], y-.07, y+.07, color=color, lw=1.3, zorder=3)
-
-# %% ../nbs/40_plots.ipynb #36177900
-def unit_of(
-    metric: str, # One of `METRICS`
-) -> str: # For an axis label; empty where there is no unit
-    "The unit of a metric: an error is measured on the scale of the labels, the others are shares and correlations"
-    return ' [label points]' if metric=='MAE' else ''
 
 # %% ../nbs/40_plots.ipynb #df2d7574
 def label_difference(

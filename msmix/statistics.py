@@ -7,8 +7,8 @@ __all__ = ['FEWEST_FOR_INTERVAL', 'FEWEST_FOR_TEST', 'FAMILY', 'MIXER_ORDER', 't
            'weighted_metric', 'check_pairs', 'two_level_bootstrap', 'permutation_p', 'holm', 'fewest_seeds',
            'effect_size', 'verdict', 'check_same_data', 'pair_up', 'paired', 'pairing_gain', 'compare_one', 'judged',
            'compare', 'sides', 'conclusion', 'paired_to', 'compare_to', 'ratios_to', 'main_effects', 'summarise',
-           'training_effort', 'in_order', 'cell_text', 'marks_of', 'table_rows', 'table_parts', 'gt_table',
-           'split_mark', 'html_table', 'latex_table']
+           'training_effort', 'in_order', 'cell_text', 'marks_of', 'table_rows', 'table_parts', 'split_mark',
+           'gt_table', 'html_table', 'latex_table']
 
 # %% ../nbs/34_statistics.ipynb #5c271781
 import itertools
@@ -461,6 +461,13 @@ def table_parts(
     columns = ['backbone', 'mixer', 'seeds', *names]
     return pd.DataFrame(texts, columns=columns), pd.DataFrame(bold, columns=columns)
 
+# %% ../nbs/34_statistics.ipynb #92ee7831
+def split_mark(
+    text: str, # Of a cell
+) -> tuple[str,str]:
+    "The numbers of a cell and its mark"
+    return (text[:-1], text[-1]) if text[-1:] in ('†','‡') else (text, '')
+
 # %% ../nbs/34_statistics.ipynb #dea3e78e
 def gt_table(
     texts, bold, # As `table_parts` gives them
@@ -476,13 +483,6 @@ def gt_table(
     table = gt.GT(marked, rowname_col='mixer', groupname_col='backbone', id=name).cols_label(**heads).fmt_markdown(list(heads))
     table = table.cols_align('right', ['seeds', *heads]).tab_header(caption).tab_source_note(note)
     return table.tab_options(table_font_size='12px', heading_align='left')
-
-# %% ../nbs/34_statistics.ipynb #92ee7831
-def split_mark(
-    text: str, # Of a cell
-) -> tuple[str,str]:
-    "The numbers of a cell and its mark"
-    return (text[:-1], text[-1]) if text[-1:] in ('†','‡') else (text, '')
 
 # %% ../nbs/34_statistics.ipynb #58ff484c
 def html_table(
