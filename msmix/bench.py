@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WAITS', 'machine', 'give_back', 'printed', 'save_frame', 'load_frame', 'save_rows', 'wait', 'seconds_of', 'in_turns',
            'spread', 'by_mask', 'Counting', 'machine_rates', 'floor_seconds', 'Stepper', 'recurrent_flops',
-           'cudnn_flops', 'flop_counter', 'count_step', 'count_launches', 'mixing_share', 'own_peak', 'peak_bytes',
-           'few_batches', 'random_bert', 'encoder_settings', 'rounds_for', 'step_times', 'measure_steps']
+           'cudnn_flops', 'flop_counter', 'count_step', 'launches_of', 'count_launches', 'mixing_share', 'own_peak',
+           'peak_bytes', 'few_batches', 'random_bert', 'encoder_settings', 'rounds_for', 'step_times', 'measure_steps']
 
 # %% ../nbs/45_bench.ipynb #458a2986
 import ctypes, gc, itertools, json, math, os, platform, statistics, subprocess, sys, time
@@ -29,10 +29,12 @@ from .train import on_device
 # %% ../nbs/45_bench.ipynb #1b816b7d
 def machine(
     device='cpu', # Where is computed
-) -> dict[str,str|int]: # device, cpus, threads, system, commit and versions
+) -> dict[str,str|int]: # device, processor, cpus, threads, system, commit and versions
     "What a time depends on besides the code"
+    try: named = [o.partition(':')[2].strip() for o in Path('/proc/cpuinfo').read_text().splitlines() if o.startswith('model name')]
+    except OSError: named = []
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    return dict(device=device_name(torch.device(device)), cpus=cpus, threads=torch.get_num_threads(),
+    return dict(device=device_name(torch.device(device)), processor=named[0] if named else platform.processor(), cpus=cpus, threads=torch.get_num_threads(),
                 system=f'{platform.system()} {platform.machine()}', commit=git_commit(), **versions())
 
 # %% ../nbs/45_bench.ipynb #89832c6c
@@ -104,7 +106,7 @@ def save_rows(
     frame, own = frame.assign(commit=attributes['commit']), lambda f: pd.MultiIndex.from_frame(f[list(keys)].astype(str))
     try: old = load_frame(path, name)
     except UsageError: return save_frame(path, name, frame, **attributes)
-    if any(old.attrs.get(k)!=attributes[k] for k in ('device','cpus','torch')): return save_frame(path, name, frame, **attributes)
+    if any(old.attrs.get(k, attributes.get(k))!=attributes.get(k) for k in ('device','processor','cpus','threads','torch')): return save_frame(path, name, frame, **attributes)
     old = old if 'commit' in old else old.assign(commit=old.attrs['commit'])
     left = old[~own(old).isin(own(frame))]
     return save_frame(path, name, pd.concat([left, frame], ignore_index=True)[list(frame.columns)], **attributes)
@@ -186,9 +188,10 @@ class Counting(TorchDispatchMode):
 def machine_rates(
     device='cpu', # Where
     rounds: int=5, # The best of so many counts
-    width: int=2048, # Of the matrices; the copy is of as many bytes as 16 of them
+    width: int|None=None, # Of the matrices, the copy is of as many bytes as 16 of them; None: 2048, on CUDA 4096, where smaller ones last no longer than a launch
 ) -> dict[str,float]: # bytes, flops, launch: per second, per second, seconds
     "Measured rates of this device; on CUDA products count in TF32 too, in which PyTorch computes convolutions and recurrent layers there"
+    width = width or (4096 if str(device).startswith('cuda') else 2048)
     a, b = (torch.randn(width, width, device=device) for _ in range(2))
     source, one = torch.randn(16*width*width, device=device), torch.zeros(1, device=device)
     target, many = torch.empty_like(source), 100
@@ -296,16 +299,25 @@ def count_step(
     return dict(operations=sum(c.ops.values()), waits=sum(c.waits.values()), waits_by=dict(c.waits), flops=f.get_total_flops())
 
 # %% ../nbs/45_bench.ipynb #760a4455
-def count_launches(
-    step: Stepper, # Settled, if captured
+def launches_of(
+    step: Stepper, # On CUDA, settled
 ) -> int:
-    "What the host asks of the device in one step with its update: kernels and graphs on CUDA, nothing on a CPU"
-    if not step.device.startswith('cuda'): return 0
+    "Kernels and graphs that the host launches in one step with its update"
     from torch.profiler import ProfilerActivity, profile
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as p:
         step.whole()
         wait(step.device)
     return sum(o.count for o in p.key_averages() if 'LaunchKernel' in o.key or 'GraphLaunch' in o.key)
+
+# %% ../nbs/45_bench.ipynb #fc59e6e9
+def count_launches(
+    step: Stepper, # Whose like is made in a process of its own: a profiler slows what comes after it
+    capture: bool=False, # Recorded as graphs
+) -> int:
+    "What the host asks of the device in one step with its update: kernels and graphs on CUDA, nothing on a CPU"
+    if not step.device.startswith('cuda'): return 0
+    code = 'import json, sys; from msmix.bench import Stepper, launches_of; print(launches_of(Stepper(**json.loads(sys.argv[1])).settle()))'
+    return int(printed(code, json.dumps({**step.asked, 'capture': capture}))[0])
 
 # %% ../nbs/45_bench.ipynb #96e63d4c
 def mixing_share(
@@ -430,7 +442,7 @@ def measure_steps(
     eager = {m: make(m, False) for m in mixers} if capture else made
     counts = {m: count_step(eager[m]) for m in made}
     times, rates = step_times(made, budget, device), rates or machine_rates(device)
-    for m,o in made.items(): counts[m]['launches'] = count_launches(o)                     # last: a profiler leaves traces
+    for m,o in made.items(): counts[m]['launches'] = count_launches(o, capture)
     rows = []
     for m,step in made.items():
         mid, low, high = spread(times[m])

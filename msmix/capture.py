@@ -6,6 +6,7 @@
 __all__ = ['record_graph', 'Captured']
 
 # %% ../nbs/04a_capture.ipynb #b7395228
+import gc
 import torch
 from torch import Tensor
 
@@ -15,9 +16,15 @@ def record_graph(
     generators=(), # That it draws from, besides PyTorch's own
 ): # Function that replays the work and returns what it returned, in the same tensors
     "The work as a CUDA graph"
-    graph = torch.cuda.CUDAGraph()
+    graph, stream, collects = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), gc.isenabled()
     for g in generators: graph.register_generator_state(g)
-    with torch.cuda.graph(graph): out = work()
+    gc.collect()
+    gc.disable()                              # an older graph that is freed meanwhile would break the record
+    try:
+        with torch.cuda.graph(graph): out = work()
+    finally:
+        torch.cuda.set_stream(stream)         # a failed record would leave its own
+        if collects: gc.enable()
     def replay():
         graph.replay()
         return out

@@ -84,7 +84,7 @@ def do_grid(args):
 
 # %% ../nbs/50_cli.ipynb #64677296
 def do_merge(args):
-    "All runs of a folder in one file, without weights and latents"
+    "All runs of a folder in one file, without weights and latents, beside those that it held"
     from msmix.results import merge_runs
     print(f'{merge_runs(args.dir, args.dst)} runs in {args.dst}')
 
@@ -316,7 +316,7 @@ def where_raised(
 # %% ../nbs/50_cli.ipynb #4589cb56
 def main(
     argv=None, # Arguments; None: those of the process
-) -> int: # 0 done, 1 a run failed, 2 bad input or usage
+) -> int: # 0 done, 1 a run failed, 2 bad input or usage, 130 interrupted
     "The `msmix` command"
     argv = sys.argv[1:] if argv is None else list(argv)
     try:

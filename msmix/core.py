@@ -124,7 +124,7 @@ def set_up_torch(
     device='cpu', # Where the run will compute
     threads: int|None=None, # CPU threads; None leaves PyTorch's choice
 ) -> torch.device:
-    "Make runs repeatable and denormal numbers cheap, before anything is computed; raise `UsageError` if `device` is not there"
+    "Make runs repeatable (on CUDA up to rounding) and denormal numbers cheap, before anything is computed; raise `UsageError` if `device` is not there"
     keep_memory()
     try:
         device = torch.device(device)

@@ -72,7 +72,7 @@ def gather(
         kinds = [', '.join(sorted(frame.dataset[frame.synthetic==o].unique())) for o in (True, False)]
         raise UsageError(f"runs on synthetic data ({kinds[0]}) lie beside runs on real data ({kinds[1]}) in '{src}', and no figure shows both: keep them in folders of their own")
     main = asked_for(frame, backbones, mixers, seeds, variants)
-    if main.empty: raise UsageError(f"none of the {len(every)} runs in '{src}' was asked for: name other backbones, mixers, seeds or variants")
+    if main.empty: raise UsageError(f"none of the {len(every)} runs in '{src}' was asked for: name other datasets, backbones, mixers, seeds or variants")
     missing = missing_runs(main, backbones, mixers, seeds, variants)
     for o in (o for o in datasets if o not in set(main.dataset)):
         rows = itertools.product([o], *(v or sorted(main[k].unique()) for k,v in asked[1:3]), variants or ['main'], seeds or sorted(main.seed.unique()))

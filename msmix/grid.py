@@ -6,10 +6,10 @@
 __all__ = ['PART', 'RESOURCES', 'REQUIRED', 'DEFAULTS', 'PICTURE', 'FIGURES', 'parts', 'check_config', 'project_root',
            'config_path', 'read_config', 'data_path', 'train_notebook', 'run_job_of', 'plan', 'figure_files',
            'figure_notebook', 'Figure', 'figure_jobs', 'check_data', 'check_settings', 'data_spec', 'Head', 'run_head',
-           'source_of', 'code_of', 'run_faults', 'encoder_identity', 'Stale', 'check_runs', 'move_aside', 'settle_runs',
-           'run_resources', 'machine_resources', 'job_limits', 'lock_folder', 'check_all', 'clear_way', 'end_with',
-           'profile_folder', 'snakemake_command', 'run_snakemake', 'package_sum', 'note_runs', 'outdated', 'drawable',
-           'draw', 'show_plan', 'report', 'run_grid']
+           'source_of', 'code_of', 'run_faults', 'with_text', 'text_faults', 'Stale', 'check_runs', 'move_aside',
+           'settle_runs', 'run_resources', 'machine_resources', 'job_limits', 'lock_folder', 'check_all', 'clear_way',
+           'end_with', 'profile_folder', 'snakemake_command', 'run_snakemake', 'package_sum', 'note_runs', 'outdated',
+           'drawable', 'draw', 'show_plan', 'report', 'run_grid']
 
 # %% ../nbs/36_grid.ipynb #610a1694
 import json, os, shlex, subprocess, sys, tempfile, threading, time
@@ -371,14 +371,26 @@ def run_faults(
     return [k for k,(found,wanted) in pairs.items() if found!=wanted]
 
 # %% ../nbs/36_grid.ipynb #5a2864d1
-def encoder_identity(
+def with_text(
     spec: str, # Of the data
     parameters: dict, # Of the run
-) -> str:
-    "The identity of a run with a text encoder"
+) -> tuple[dict,str,str]: # Configuration, content sum of the data, sum of the code
+    "What decides a run with a text encoder"
     from msmix.experiment import Experiment
     with tempfile.TemporaryDirectory() as results:
-        return Experiment(spec, device='cpu', results=results, **{k: parameters[k] for k in ('backbone','mixer','seed','variant','settings')}).identity
+        e = Experiment(spec, device='cpu', results=results, **{k: parameters[k] for k in ('backbone','mixer','seed','variant','settings')})
+    return e.config, e.data.sum, e.code
+
+# %% ../nbs/36_grid.ipynb #74d293f8
+def text_faults(
+    head: Head, # Of the run that is there
+    wanted: tuple, # From `with_text`
+) -> list[str]: # Empty: it is the run that is wanted
+    "In what a run with a text encoder differs from the one that is wanted"
+    from msmix.results import identity
+    config, data_sum, code_sum = wanted
+    if head.identity==identity(config, data_sum, code_sum): return []
+    return ['code'] if head.identity==identity(config, data_sum, head.code_sum) else ['recipe, data, code or text encoder']
 
 # %% ../nbs/36_grid.ipynb #b786f3c3
 class Stale(NamedTuple):
@@ -404,8 +416,8 @@ def check_runs(
         recipe = find_recipe(p['backbone'], name, p['settings'])
         if recipe.text_encoder or recipe.text_embedding:
             key = o.run.parent
-            if key not in encoded: encoded[key] = encoder_identity(data_spec(config, name), p)
-            why = ['recipe, data, code or text encoder'] if head.identity!=encoded[key] else []
+            if key not in encoded: encoded[key] = with_text(data_spec(config, name), p)
+            why = text_faults(head, encoded[key])
         else: why = run_faults(head, recipe, data_sum(name), code_of(p['backbone'], p['mixer']))
         if p['save_weights'] and not head.weights: why.append('weights')                  # they were not kept
         if why: found.append(Stale(o, why, head.identity))
@@ -627,12 +639,13 @@ def show_plan(
     config: dict, # From `check_config`
     runs: list[Job],
     figures: list[Figure],
+    as_made: bool=False, # Only the figures are wanted
 ):
     "Say what a call would do"
-    settle_runs(config, dry_run=True)
+    settle_runs(config, dry_run=True, as_made=as_made)
     missing = [o.run for o in runs if not o.run.exists()]
     print(f"{len(runs)} runs, {len(runs)-len(missing)} of them there already; {len(figures)} figures")
-    for o in missing: print(f'to do: {o}')
+    for o in missing*(not as_made): print(f'to do: {o}')
 
 # %% ../nbs/36_grid.ipynb #3b052d53
 def report(
@@ -664,7 +677,7 @@ def run_grid(
     path, c, since = config_path(config), read_config(config, **changes), time.time()
     runs, figures = check_all(c, here=not profile)
     if dry_run:
-        show_plan(c, runs, figures)
+        show_plan(c, runs, figures, as_made=parts_of=='figures')
         return c
     status, log = 0, Path(c['results'])/'logs'/'grid.txt'
     with lock_folder(make_folder(c['results'], 'results folder')) as lock:
@@ -674,7 +687,12 @@ def run_grid(
         call = lambda target, progress: run_snakemake(snakemake_command(path, target, jobs, profile, changes), log, progress, lock)
         todo, lines = Progress(runs, c['resources']['retries']), []
         print(f"{len(runs)} runs, {todo.before} of them there already", flush=True)
-        if parts_of!='figures' and todo.waiting: status, lines = call('runs', todo), summary(todo, time.time()-since, log)
+        if parts_of!='figures' and todo.waiting:
+            try: status = call('runs', todo)
+            except KeyboardInterrupt:
+                for line in summary(todo, time.time()-since, log): print(line)
+                raise
+            lines = summary(todo, time.time()-since, log)
         if parts_of!='runs' and figures: lines += draw(c, figures, call)
     for line in lines: print(line)
     asked = {'runs': runs, 'figures': [o.job for o in figures]}

@@ -12,7 +12,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from .core import Latents, Masks, Encoded, Fused, UsageError, choose, masked_mean
-from .layers import Dropout, by_length, per_modality, lead_modality, last_step
+from .layers import read_steps, Dropout, by_length, per_modality, lead_modality, last_step
 from .attention import zero_padding
 from .backbones import Backbone, rename_keys
 
@@ -42,7 +42,7 @@ class BiRNN(nn.Module):
         x: Tensor, # `(B,L,d)`
         mask: Tensor|None=None, # `(B,L)`
     ) -> tuple[Tensor,Tensor]: # All steps `(B,L,2*hidden)`; the last of each direction, `(B,2,hidden)`
-        fwd, bwd = self.fwd(x)[0], self.bwd(reverse_steps(x, mask))[0]
+        fwd, bwd = read_steps(self.fwd, x), read_steps(self.bwd, reverse_steps(x, mask))
         last = torch.stack([last_step(fwd, mask), last_step(bwd, mask)], 1)
         return torch.cat([fwd, reverse_steps(bwd, mask)], -1), last
 

@@ -93,7 +93,7 @@ def beside_mmsa(
 ): # Frame: model, like, batch_size, and columns of `ratio_rows`
     "MMSA and ours in turns"
     import pandas as pd
-    settings = {**(settings or {}), **({'text_encoder': pretrained} if pretrained else {})}
+    settings = {**(settings or {}), **({'text_encoder': pretrained} if pretrained else {}), **({'backbone.lead_lengths': True} if model=='misa' else {})}
     give_back(device)
     data = few_batches(like, model, 6, settings.get('batch_size'))
     ours = {k: Stepper(data, model, m, settings, device, threads, capture).settle() for k,m in (('msmix, plain step','none'), ('msmix, with MS-Mix','msmix'))}
