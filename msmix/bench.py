@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['WAITS', 'machine', 'give_back', 'printed', 'save_frame', 'load_frame', 'save_rows', 'wait', 'seconds_of', 'in_turns',
            'spread', 'by_mask', 'Counting', 'machine_rates', 'floor_seconds', 'Stepper', 'recurrent_flops',
-           'cudnn_flops', 'flop_counter', 'count_step', 'launches_of', 'count_launches', 'mixing_share', 'own_peak',
-           'peak_bytes', 'few_batches', 'random_bert', 'encoder_settings', 'rounds_for', 'step_times', 'measure_steps']
+           'cudnn_flops', 'flop_counter', 'count_step', 'launches_of', 'count_launches', 'mixing_share', 'time_shares',
+           'own_peak', 'peak_bytes', 'few_batches', 'random_bert', 'encoder_settings', 'rounds_for', 'step_times',
+           'measure_steps']
 
 # %% ../nbs/45_bench.ipynb #458a2986
 import ctypes, gc, itertools, json, math, os, platform, statistics, subprocess, sys, time
@@ -338,6 +339,21 @@ def mixing_share(
     finally:
         for o in hooks: o.remove()
     return sum(inside)/whole
+
+# %% ../nbs/45_bench.ipynb #bcbb55c1
+def time_shares(
+    step: Stepper,
+    most: int=4, # How many are named
+    rounds: int=3, # Steps over which is summed
+) -> dict[str,float]: # Operation -> share of the time of all, largest first
+    "Which operations the time of a step goes to: the processor's, on CUDA the device's"
+    from torch.profiler import ProfilerActivity, profile
+    cuda = step.device.startswith('cuda')
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as p:
+        for _ in range(rounds): step()
+        wait(step.device)
+    took = {o.key.removeprefix('aten::'): o.self_device_time_total if cuda else o.self_cpu_time_total for o in p.key_averages()}
+    return {k: took[k]/sum(took.values()) for k in sorted(took, key=took.get, reverse=True)[:most]}
 
 # %% ../nbs/45_bench.ipynb #ac90ac34
 def own_peak(
