@@ -77,7 +77,7 @@ GRID   := $(PAPER) $(if $(ON_GPU),$(ALL),-p data=synth:mosi:0.1)
 
 # A page that could not measure all it was asked for does not keep the next from its turn; the target fails in the end.
 bench: $(READY)
-	@bad=0; \
+	@trap 'exit 130' INT; bad=0; \
 	for o in $(CAPTURE); do $(BENCH) nbs/bench/step.ipynb results/bench/notebooks/$(DEVICE)-step-capture-$$o.ipynb $(MEASURE) -p capture=$$o || bad=1; done; \
 	for o in $(CAPTURE); do $(BENCH) nbs/bench/step.ipynb results/bench/notebooks/$(DEVICE)-step-bert-capture-$$o.ipynb $(MEASURE) -p bert=true -p capture=$$o \
 	  $(if $(ON_GPU),,-p 'likes=["mosi"]') || bad=1; done; \
@@ -90,7 +90,7 @@ bench: $(READY)
 # MMSA's packages stay out of the project's environment; torch is the same in both.
 PEERS := .venv-mmsa
 bench-peers: $(READY) $(PEERS)/.ready
-	@for o in $(CAPTURE); do $(BENCH) nbs/bench/peers.ipynb results/bench/notebooks/$(DEVICE)-peers-capture-$$o.ipynb $(MEASURE) -p capture=$$o \
+	@trap 'exit 130' INT; for o in $(CAPTURE); do $(BENCH) nbs/bench/peers.ipynb results/bench/notebooks/$(DEVICE)-peers-capture-$$o.ipynb $(MEASURE) -p capture=$$o \
 	  -p python=$(CURDIR)/$(PEERS)/bin/python -p script=$(CURDIR)/nbs/bench/mmsa_steps.py || bad=1; done; exit $${bad:-0}
 
 $(PEERS)/.ready: constraints.txt
