@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WAITS', 'machine', 'give_back', 'printed', 'save_frame', 'load_frame', 'save_rows', 'wait', 'seconds_of', 'in_turns',
            'spread', 'by_mask', 'Counting', 'machine_rates', 'floor_seconds', 'Stepper', 'recurrent_flops',
-           'cudnn_flops', 'flop_counter', 'count_step', 'launches_of', 'count_launches', 'mixing_share', 'time_shares',
-           'own_peak', 'peak_bytes', 'few_batches', 'random_bert', 'encoder_settings', 'rounds_for', 'step_times',
-           'measure_steps']
+           'cudnn_flops', 'flop_counter', 'count_step', 'apart', 'launches_of', 'count_launches', 'mixing_share',
+           'shares_of', 'time_shares', 'own_peak', 'peak_bytes', 'few_batches', 'random_bert', 'encoder_settings',
+           'rounds_for', 'step_times', 'measure_steps']
 
 # %% ../nbs/45_bench.ipynb #458a2986
 import ctypes, gc, itertools, json, math, os, platform, statistics, subprocess, sys, time
@@ -299,12 +299,23 @@ def count_step(
     with flop_counter() as f: step.whole()
     return dict(operations=sum(c.ops.values()), waits=sum(c.waits.values()), waits_by=dict(c.waits), flops=f.get_total_flops())
 
+# %% ../nbs/45_bench.ipynb #edb92063
+def apart(
+    step: Stepper, # Whose like is made
+    function: str, # Of this module, of a `Stepper`
+    capture: bool=False, # Record its steps as graphs
+): # What the function says, by way of JSON
+    "A measurement in a process of its own, for what would stay with this one: its largest memory, a profiler that slows what comes after it"
+    code = f'import json, sys; from msmix.bench import Stepper, {function}; print(json.dumps({function}(Stepper(**json.loads(sys.argv[1])))))'
+    return json.loads(' '.join(printed(code, json.dumps({**step.asked, 'capture': capture}))))
+
 # %% ../nbs/45_bench.ipynb #760a4455
 def launches_of(
-    step: Stepper, # On CUDA, settled
+    step: Stepper, # On CUDA
 ) -> int:
     "Kernels and graphs that the host launches in one step with its update"
     from torch.profiler import ProfilerActivity, profile
+    step.settle()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as p:
         step.whole()
         wait(step.device)
@@ -312,13 +323,12 @@ def launches_of(
 
 # %% ../nbs/45_bench.ipynb #fc59e6e9
 def count_launches(
-    step: Stepper, # Whose like is made in a process of its own: a profiler slows what comes after it
+    step: Stepper,
     capture: bool=False, # Recorded as graphs
 ) -> int:
     "What the host asks of the device in one step with its update: kernels and graphs on CUDA, nothing on a CPU"
     if not step.device.startswith('cuda'): return 0
-    code = 'import json, sys; from msmix.bench import Stepper, launches_of; print(launches_of(Stepper(**json.loads(sys.argv[1])).settle()))'
-    return int(printed(code, json.dumps({**step.asked, 'capture': capture}))[0])
+    return apart(step, 'launches_of', capture)
 
 # %% ../nbs/45_bench.ipynb #96e63d4c
 def mixing_share(
@@ -341,7 +351,7 @@ def mixing_share(
     return sum(inside)/whole
 
 # %% ../nbs/45_bench.ipynb #bcbb55c1
-def time_shares(
+def shares_of(
     step: Stepper,
     most: int=4, # How many are named
     rounds: int=3, # Steps over which is summed
@@ -349,11 +359,19 @@ def time_shares(
     "Which operations the time of a step goes to: the processor's, on CUDA the device's"
     from torch.profiler import ProfilerActivity, profile
     cuda = step.device.startswith('cuda')
+    step()
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as p:
         for _ in range(rounds): step()
         wait(step.device)
     took = {o.key.removeprefix('aten::'): o.self_device_time_total if cuda else o.self_cpu_time_total for o in p.key_averages()}
     return {k: took[k]/sum(took.values()) for k in sorted(took, key=took.get, reverse=True)[:most]}
+
+# %% ../nbs/45_bench.ipynb #aac6026f
+def time_shares(
+    step: Stepper,
+) -> dict[str,float]: # Operation -> share of the time of all, largest first
+    "Which operations the time of a step like this one goes to"
+    return apart(step, 'shares_of')
 
 # %% ../nbs/45_bench.ipynb #ac90ac34
 def own_peak(
@@ -377,8 +395,7 @@ def peak_bytes(
         before = torch.cuda.memory_allocated(step.device)
         fresh.whole(), fresh.whole()
         return torch.cuda.max_memory_allocated(step.device)-before
-    code = 'import json, sys; from msmix.bench import Stepper, own_peak; print(own_peak(Stepper(**json.loads(sys.argv[1]))))'
-    return int(printed(code, json.dumps(step.asked))[0])
+    return apart(step, 'own_peak')
 
 # %% ../nbs/45_bench.ipynb #cdf34558
 def few_batches(
