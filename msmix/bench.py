@@ -286,7 +286,8 @@ def cudnn_flops(
 def flop_counter() -> FlopCounterMode:
     "Counts the FLOPs of what runs inside it, those of recurrent layers among them"
     aten  = torch.ops.aten
-    layer = {aten.mkldnn_rnn_layer: recurrent_flops(1), aten.mkldnn_rnn_layer_backward: recurrent_flops(2),
+    added = lambda out, a, b, *rest, out_shape=None, **named: 2*math.prod(a)*b[1]
+    layer = {aten.addmm_: added, aten.mkldnn_rnn_layer: recurrent_flops(1), aten.mkldnn_rnn_layer_backward: recurrent_flops(2),
              aten._cudnn_rnn: cudnn_flops(1), aten._cudnn_rnn_backward: cudnn_flops(2)}
     return FlopCounterMode(display=False, custom_mapping=layer)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['per_modality', 'lead_modality', 'last_step', 'by_length', 'kept', 'dropout', 'check_dropout', 'Dropout', 'BatchNorm',
-           'same_norms', 'SubNet', 'read_steps', 'LSTMSubNet', 'with_one']
+           'same_norms', 'SubNet', 'with_one']
 
 # %% ../nbs/02_layers.ipynb #75120b94
 from contextlib import contextmanager
@@ -149,38 +149,6 @@ class SubNet(nn.Module):
         z = self.drop(self.norm(masked_mean(x, None if self.average_padding else mask)))
         for linear in (self.linear_1, self.linear_2, self.linear_3): z = F.relu(linear(z))
         return z
-
-# %% ../nbs/02_layers.ipynb #4de56a0c
-def read_steps(
-    rnn: nn.Module, # `nn.LSTM` or `nn.GRU`, `batch_first`
-    x: Tensor, # `(B,L,d)`
-) -> Tensor: # `(B,L,hidden)`
-    "All steps of a recurrent layer, in float32 where CUDA would take float16"
-    if not (x.is_cuda and torch.is_autocast_enabled('cuda')): return rnn(x)[0]
-    with torch.autocast('cuda', enabled=False): return rnn(x.float())[0]
-
-# %% ../nbs/02_layers.ipynb #eedd6ad5
-class LSTMSubNet(nn.Module):
-    "A sequence read by an LSTM, as one vector"
-    def __init__(self,
-        d: int, # Width of the features
-        hidden: int, # Width of the LSTM
-        out: int, # Width of the vector
-        dropout: float=0., # Between LSTM and projection
-        through_padding: bool=False, # Published: the state after the padding
-    ):
-        super().__init__()
-        self.through_padding = through_padding
-        self.rnn, self.drop, self.linear_1 = nn.LSTM(d, hidden, batch_first=True), Dropout(dropout), nn.Linear(hidden, out)
-
-    def forward(self,
-        x: Tensor, # `(B,L,d)`
-        mask: Tensor|None=None, # `(B,L)`
-    ) -> Tensor: # `(B,out)`
-        if self.through_padding: mask = None
-        read = lambda x, mask: last_step(read_steps(self.rnn, x), mask)
-        h = read(x, None) if mask is None else by_length(read, x, mask)
-        return self.linear_1(self.drop(h))
 
 # %% ../nbs/02_layers.ipynb #abfb67ba
 def with_one(

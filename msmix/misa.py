@@ -12,7 +12,8 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from .core import Latents, Masks, Encoded, Fused, UsageError, choose, masked_mean
-from .layers import read_steps, Dropout, by_length, per_modality, lead_modality, last_step
+from .layers import Dropout, by_length, per_modality, lead_modality, last_step
+from .recurrence import read_steps
 from .attention import zero_padding
 from .backbones import Backbone, rename_keys
 

@@ -12,7 +12,8 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from .core import Latents, Masks, Encoded, Fused, UsageError
-from .layers import Dropout, SubNet, LSTMSubNet, per_modality, lead_modality, with_one
+from .layers import Dropout, SubNet, per_modality, lead_modality, with_one
+from .recurrence import LSTMSubNet
 from .backbones import Backbone, rename_keys
 
 # %% ../nbs/11_tfn.ipynb #617871a9
