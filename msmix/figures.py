@@ -73,10 +73,7 @@ def gather(
         raise UsageError(f"runs on synthetic data ({kinds[0]}) lie beside runs on real data ({kinds[1]}) in '{src}', and no figure shows both: keep them in folders of their own")
     main = asked_for(frame, backbones, mixers, seeds, variants)
     if main.empty: raise UsageError(f"none of the {len(every)} runs in '{src}' was asked for: name other datasets, backbones, mixers, seeds or variants")
-    missing = missing_runs(main, backbones, mixers, seeds, variants)
-    for o in (o for o in datasets if o not in set(main.dataset)):
-        rows = itertools.product([o], *(v or sorted(main[k].unique()) for k,v in asked[1:3]), variants or ['main'], seeds or sorted(main.seed.unique()))
-        missing = pd.concat([missing, pd.DataFrame(rows, columns=missing.columns)], ignore_index=True)
+    missing = missing_runs(main, backbones, mixers, seeds, variants, datasets)
     return Gathered(runs, frame, missing, bool(frame.synthetic.any()), Path(out or Path(box.name, 'out')), box)
 
 # %% ../nbs/41_figures.ipynb #85a746dc

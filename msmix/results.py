@@ -494,13 +494,14 @@ def load_runs(
 # %% ../nbs/32_results.ipynb #e4921481
 def missing_runs(
     frame, # As `load_runs` gives it
-    backbones=(), mixers=(), seeds=(), variants=(), # What was asked for; empty: what is there
+    backbones=(), mixers=(), seeds=(), variants=(), datasets=(), # What was asked for; empty: what is there
 ): # Frame with columns dataset, backbone, mixer, variant, seed
     "Runs that were asked for, or that siblings have, and that are not there; whole variants among them"
     import pandas as pd
     want, keys = [], ['dataset', 'backbone', 'mixer', 'variant', 'seed']
     have, either = set(frame[keys].itertuples(index=False, name=None)), lambda part, whole: part if len(part) else whole
-    for dataset,g in frame.groupby('dataset'):
+    for dataset in datasets or sorted(frame.dataset.unique()):
+        g = either(frame[frame.dataset==dataset], frame)
         for v in variants or sorted(g.variant.unique()):
             own = either(g[g.variant==v], g)
             for b in backbones or sorted(own.backbone.unique()):
