@@ -44,18 +44,19 @@ def recur(
     sizes, # $n_t$, rows of each step
 ) -> tuple[Tensor,Tensor,Tensor]: # Gates `(N,4H)`, $c$ and $h$ `(N,H)`
     "All steps of an LSTM"
-    H, before = U.shape[1], None
-    gates, c, h = a.clone(), a.new_empty(len(a), H), a.new_empty(len(a), H)
-    for at,ct,ht in zip(*(o.split(sizes) for o in (gates, c, h))):
-        if before: at.addmm_(before[1][:len(at)], U.T)
-        at[:,:2*H].sigmoid_()
-        at[:,2*H:3*H].tanh_()
-        at[:,3*H:].sigmoid_()
-        i, f, g, o = at.chunk(4, 1)
-        torch.mul(i, g, out=ct)
-        if before: ct.addcmul_(f, before[0][:len(at)])
-        torch.mul(o, ct.tanh(), out=ht)
+    gates, U = a.clone(), U.T.contiguous()
+    g, c, h = (a.new_empty(len(a), len(U)) for _ in range(3))
+    i, f, said, o = gates.chunk(4, 1)
+    before = None
+    for at,it,ft,st,ot,gt,ct,ht in zip(*(v.split(sizes) for v in (gates, i, f, said, o, g, c, h))):
+        if before: at.addmm_(before[1][:len(at)], U)
+        gt.copy_(st).tanh_()
+        at.sigmoid_()
+        torch.mul(it, gt, out=ct)
+        if before: ct.addcmul_(ft, before[0][:len(at)])
+        torch.mul(ot, ct.tanh(), out=ht)
         before = ct, ht
+    said.copy_(g)
     return gates, c, h
 
 # %% ../nbs/02b_recurrence.ipynb #095d6f8c
@@ -81,16 +82,16 @@ def recur_back(
     of_c = torch.cat([g*i*(1-i), state_before(c, sizes)*f*(1-f), i*(1-g*g)], 1).view(-1, 3, H)
     of_h, through = t*o*(1-o), o*(1-t*t)
     da, dh, dc = torch.empty_like(gates), dh.clone(), torch.zeros_like(h)
-    steps = list(zip(*(o.split(sizes) for o in (da, dh, dc, of_c, of_h, through, f))))
-    for k in reversed(range(len(steps))):
-        at, ht, ct, of_ct, of_ht, through_t, ft = steps[k]
+    by_c, by_h = da[:,:3*H].unflatten(1, (3,H)), da[:,3*H:]
+    steps = list(zip(*(v.split(sizes) for v in (dh, dc, da, by_c, by_h, of_c, of_h, through, f))))
+    for now,before in zip(reversed(steps), [*reversed(steps[:-1]), None]):
+        ht, ct, at, by_ct, by_ht, of_ct, of_ht, through_t, ft = now
         ct.addcmul_(ht, through_t)
-        torch.mul(ct[:,None], of_ct, out=at[:,:3*H].unflatten(1, (3,H)))
-        torch.mul(ht, of_ht, out=at[:,3*H:])
-        if k:
-            _, h_before, c_before, *_ = steps[k-1]
-            h_before[:len(at)].addmm_(at, U)
-            torch.mul(ct, ft, out=c_before[:len(at)])
+        torch.mul(ct[:,None], of_ct, out=by_ct)
+        torch.mul(ht, of_ht, out=by_ht)
+        if before:
+            before[0][:len(at)].addmm_(at, U)
+            torch.mul(ct, ft, out=before[1][:len(at)])
     return da, da.T@state_before(h, sizes)
 
 # %% ../nbs/02b_recurrence.ipynb #858a00cc
