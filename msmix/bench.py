@@ -284,7 +284,7 @@ def cudnn_flops(
 
 # %% ../nbs/45_bench.ipynb #7bdb9a70
 def flop_counter() -> FlopCounterMode:
-    "Counts the FLOPs of what runs inside it, those of recurrent layers among them"
+    "Counts the FLOPs of what runs inside it, those of recurrent layers and of products added in place among them"
     aten  = torch.ops.aten
     added = lambda out, a, b, *rest, out_shape=None, **named: 2*math.prod(a)*b[1]
     layer = {aten.addmm_: added, aten.mkldnn_rnn_layer: recurrent_flops(1), aten.mkldnn_rnn_layer_backward: recurrent_flops(2),

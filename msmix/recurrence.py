@@ -11,6 +11,7 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
+from .core import UsageError
 from .layers import Dropout, last_step
 
 # %% ../nbs/02b_recurrence.ipynb #4de56a0c
@@ -24,45 +25,47 @@ def read_steps(
 
 # %% ../nbs/02b_recurrence.ipynb #cc360cee
 def by_step(
-    x: Tensor, # `(B,L,d)`
+    x: Tensor, # `(B,L,d)`, on a CPU
     mask: Tensor|None=None, # `(B,L)`, real steps first; None: all are real
-) -> tuple[Tensor,list[int],Tensor]: # Rows, `(N,d)`; $n_t$, how many of them belong to each step; the row of each clip's last step, `(B,)`
-    "The real steps of all clips, step by step, long clips first; of a clip without any, the first step"
+) -> tuple[Tensor,list[int],Tensor]: # The rows `(N,d)`; $n_1,n_2,\dots$; the row of each clip's last step `(B,)`
+    "The real steps of all clips, step by step, long clips first"
     B, L = x.shape[:2]
-    lengths = torch.full((B,), L) if mask is None else mask.sum(1).clamp(min=1)
-    lengths, order = lengths.sort(descending=True, stable=True)
-    reached = lengths>torch.arange(L)[:,None]
+    lengths = x.new_full((B,), L, dtype=torch.int64) if mask is None else mask.sum(1).clamp(min=1)
+    lengths, order = lengths.sort(descending=True)
+    reached = lengths>torch.arange(L, device=x.device)[:,None]
     sizes = reached.sum(1)
     step, clip = reached.nonzero(as_tuple=True)
-    last = (sizes.cumsum(0)-sizes)[lengths-1]+torch.arange(B)
-    return x[order[clip],step], [n for n in sizes.tolist() if n], last[order.argsort()]
+    rows = x[order[clip],step]
+    if mask is not None: rows[:B].masked_fill_(~mask[order,:1], 0)
+    last = (sizes.cumsum(0)-sizes)[lengths-1]+torch.arange(B, device=x.device)
+    return rows, [n for n in sizes.tolist() if n], last[order.argsort()]
 
 # %% ../nbs/02b_recurrence.ipynb #60598986
 def recur(
     a: Tensor, # What the features say to the gates, `(N,4H)` in the order i, f, g, o, rows as `by_step` gives them
     U: Tensor, # What the state before says to them, `(4H,H)`
-    sizes, # $n_t$, rows of each step
+    sizes: list[int], # $n_1,n_2,\dots$
 ) -> tuple[Tensor,Tensor,Tensor]: # Gates `(N,4H)`, $c$ and $h$ `(N,H)`
-    "All steps of an LSTM"
+    "All steps of an LSTM; no gradients pass through it, see `Recurrence`"
     gates, U = a.clone(), U.T.contiguous()
     g, c, h = (a.new_empty(len(a), len(U)) for _ in range(3))
-    i, f, said, o = gates.chunk(4, 1)
+    i, f, said_to_g, o = gates.chunk(4, 1)
     before = None
-    for at,it,ft,st,ot,gt,ct,ht in zip(*(v.split(sizes) for v in (gates, i, f, said, o, g, c, h))):
+    for at,it,ft,st,ot,gt,ct,ht in zip(*(v.split(sizes) for v in (gates, i, f, said_to_g, o, g, c, h))):
         if before: at.addmm_(before[1][:len(at)], U)
         gt.copy_(st).tanh_()
-        at.sigmoid_()
+        at.sigmoid_()                                     # in one piece; what this makes of g is replaced below
         torch.mul(it, gt, out=ct)
         if before: ct.addcmul_(ft, before[0][:len(at)])
         torch.mul(ot, ct.tanh(), out=ht)
         before = ct, ht
-    said.copy_(g)
+    said_to_g.copy_(g)
     return gates, c, h
 
 # %% ../nbs/02b_recurrence.ipynb #095d6f8c
 def state_before(
     state: Tensor, # `(N,H)`
-    sizes, # Rows of each step
+    sizes: list[int], # $n_1,n_2,\dots$
 ) -> Tensor: # `(N,H)`, zeros before the first step
     "The state that each row started from"
     first = state.new_zeros(len(state)-sum(sizes[1:]), state.shape[1])
@@ -73,25 +76,26 @@ def recur_back(
     dh: Tensor, # $\bar h$ as the loss gives it, `(N,H)`
     gates: Tensor, c: Tensor, h: Tensor, # From `recur`
     U: Tensor, # `(4H,H)`
-    sizes, # Rows of each step
+    sizes: list[int], # $n_1,n_2,\dots$
 ) -> tuple[Tensor,Tensor]: # $\bar a$ `(N,4H)` and $\bar U$ `(4H,H)`
     "Derivatives of a loss by what was said to the gates, and by `U`"
     H = U.shape[1]
     i, f, g, o = gates.chunk(4, 1)
     t = c.tanh()
-    of_c = torch.cat([g*i*(1-i), state_before(c, sizes)*f*(1-f), i*(1-g*g)], 1).view(-1, 3, H)
-    of_h, through = t*o*(1-o), o*(1-t*t)
+    into_c = o*(1-t*t)                                    # of dh into dc
+    ifg = torch.cat([g*i*(1-i), state_before(c, sizes)*f*(1-f), i*(1-g*g)], 1).view(-1, 3, H)    # of dc into da
+    out = t*o*(1-o)                                       # of dh into da
     da, dh, dc = torch.empty_like(gates), dh.clone(), torch.zeros_like(h)
-    by_c, by_h = da[:,:3*H].unflatten(1, (3,H)), da[:,3*H:]
-    steps = list(zip(*(v.split(sizes) for v in (dh, dc, da, by_c, by_h, of_c, of_h, through, f))))
+    da_ifg, da_o = da[:,:3*H].unflatten(1, (3,H)), da[:,3*H:]
+    steps = list(zip(*(v.split(sizes) for v in (dh, dc, da, da_ifg, da_o, into_c, ifg, out, f))))
     for now,before in zip(reversed(steps), [*reversed(steps[:-1]), None]):
-        ht, ct, at, by_ct, by_ht, of_ct, of_ht, through_t, ft = now
-        ct.addcmul_(ht, through_t)
-        torch.mul(ct[:,None], of_ct, out=by_ct)
-        torch.mul(ht, of_ht, out=by_ht)
+        dht, dct, dat, dat_ifg, dat_o, into_ct, ifgt, outt, ft = now
+        dct.addcmul_(dht, into_ct)
+        torch.mul(dct[:,None], ifgt, out=dat_ifg)
+        torch.mul(dht, outt, out=dat_o)
         if before:
-            before[0][:len(at)].addmm_(at, U)
-            torch.mul(ct, ft, out=before[1][:len(at)])
+            before[0][:len(dat)].addmm_(dat, U)
+            torch.mul(dct, ft, out=before[1][:len(dat)])
     return da, da.T@state_before(h, sizes)
 
 # %% ../nbs/02b_recurrence.ipynb #858a00cc
@@ -119,8 +123,12 @@ def last_state(
     x: Tensor, # `(B,L,d)`
     mask: Tensor|None=None, # `(B,L)`, real steps first; None: all are real
 ) -> Tensor: # `(B,H)`
-    "What an LSTM holds after the last real step; on a CPU padding is not read at all"
-    if x.device.type!='cpu': return last_step(read_steps(rnn, x), mask)
+    "What an LSTM holds after the last real step; raise `UsageError` if it is of another kind"
+    kind = (rnn.mode, rnn.num_layers, rnn.bidirectional, rnn.batch_first, rnn.bias, rnn.proj_size)
+    if kind!=('LSTM', 1, False, True, True, 0): raise UsageError(f"last_state reads an LSTM of one layer and one direction with batch_first, found {rnn}: build it so, or use read_steps")
+    if x.device.type!='cpu':
+        empty = None if mask is None else ~mask.any(1)[:,None,None]
+        return last_step(read_steps(rnn, x if mask is None else x.masked_fill(empty, 0)), mask)
     rows, sizes, last = by_step(x, mask)
     a = F.linear(rows, rnn.weight_ih_l0, rnn.bias_ih_l0+rnn.bias_hh_l0)
     return Recurrence.apply(a, rnn.weight_hh_l0, sizes)[last]
