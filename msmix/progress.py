@@ -68,7 +68,8 @@ class Progress:
             if o.run.exists():
                 self.done.add(o.run)
                 self.failed.pop(o.run, None)
-                for k in kinds_of(o) if o.run in self.started else (): self.taken.setdefault(k, []).append(now-self.started[o.run])
+                if o.run in self.started:
+                    for k in kinds_of(o): self.taken.setdefault(k, []).append(now-self.started[o.run])
                 self.started.setdefault(o.run, now)
                 news.append(o)
             elif state := read_state(o.state):
