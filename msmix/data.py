@@ -24,8 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from .core import Latents, Masks, UsageError, choose, length_mask, masked_mean
-from .files import whole_file
-from .results import path_part
+from .files import path_part, whole_file
 
 # %% ../nbs/01_data.ipynb #60a08862
 SPLITS = ('train', 'valid', 'test')

@@ -27,7 +27,7 @@ from .reference import load_state
 from .train import Trainer, clean_and_mixed
 
 # %% ../nbs/30a_experiment.ipynb #d6a9367c
-NO_PART = ('names','recipes','results','metrics','synth','text','reference','documented','checkpoint','files')  # Modules that do not decide a run's numbers
+NO_PART = ('names','recipes','results','metrics','synth','text','reference','documented','checkpoint','files','hdf5')  # Modules that do not decide a run's numbers
 
 # %% ../nbs/30a_experiment.ipynb #883d2dbe
 def modules_of(
