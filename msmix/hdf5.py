@@ -60,7 +60,8 @@ def why_not(
                               "HDF5_USE_FILE_LOCKING=FALSE; after a crash of that program h5clear -s helps; it was left as it is")
     if number := getattr(error, 'errno', None):
         return NotReadableNow(f"the {what} {shown} cannot be read just now ({os.strerror(number)}): try again; it was left as it is")
-    return UsageError(f"{shown} cannot be read as HDF5 ({text}): expected a {what}, whole and undamaged")
+    hint = '; a feature pickle goes through msmix prepare first'*(what=='dataset file')
+    return UsageError(f"{shown} cannot be read as HDF5 ({text}): expected a {what}, whole and undamaged{hint}")
 
 # %% ../nbs/05b_hdf5.ipynb #ba0002fc
 def open_without_locks(
@@ -88,7 +89,8 @@ def open_h5(
         try: inside and check_tree(f, shown)
         except UsageError: raise
         except UNREADABLE as e: raise why_not(e, shown, what) from e
-        yield f
+        try: yield f
+        except OSError as e: raise e if e.errno else why_not(e, shown, what) from e     # the library's own have no number
 
 # %% ../nbs/05b_hdf5.ipynb #f2b0095d
 def check_links(
