@@ -681,6 +681,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                                'msmix.results.placed': ('results.html#placed', 'msmix/results.py'),
                                'msmix.results.read_array': ('results.html#read_array', 'msmix/results.py'),
                                'msmix.results.read_content': ('results.html#read_content', 'msmix/results.py'),
+                               'msmix.results.read_encoder': ('results.html#read_encoder', 'msmix/results.py'),
                                'msmix.results.read_predictions': ('results.html#read_predictions', 'msmix/results.py'),
                                'msmix.results.read_run': ('results.html#read_run', 'msmix/results.py'),
                                'msmix.results.run_differences': ('results.html#run_differences', 'msmix/results.py'),

@@ -8,10 +8,10 @@ __all__ = ['ATTRIBUTES', 'Whole', 'Name', 'Shown', 'Ends', 'Counts', 'PACK_ABOVE
            'versions', 'git_commit', 'memory_of', 'peak_memory', 'Run', 'example_run', 'hidden_name', 'parse_hidden',
            'as_name', 'as_seed', 'check_name', 'check_shown', 'check_rising', 'ConfigRules', 'RunRules', 'check_rules',
            'Content', 'read_array', 'read_content', 'content_part', 'part_sum', 'check_sums', 'check_array', 'below',
-           'split_of', 'read_predictions', 'check_weights', 'from_json', 'write_sums', 'write_array', 'write_run',
-           'run_of', 'read_run', 'file_identity', 'check_target', 'save_run', 'load_run', 'run_differences',
-           'runs_within', 'is_merged', 'entries', 'run_files', 'placed', 'iter_merged', 'iter_runs', 'run_rows',
-           'stale_runs', 'runs_frame', 'load_runs', 'missing_runs', 'asked_for', 'runs_held', 'merge_runs',
+           'split_of', 'read_predictions', 'check_weights', 'from_json', 'read_encoder', 'write_sums', 'write_array',
+           'write_run', 'run_of', 'read_run', 'file_identity', 'check_target', 'save_run', 'load_run',
+           'run_differences', 'runs_within', 'is_merged', 'entries', 'run_files', 'placed', 'iter_merged', 'iter_runs',
+           'run_rows', 'stale_runs', 'runs_frame', 'load_runs', 'missing_runs', 'asked_for', 'runs_held', 'merge_runs',
            'unmerge_runs']
 
 # %% ../nbs/32_results.ipynb #0767a2b6
@@ -198,6 +198,7 @@ class Run:
     peak_memory: int = 0      # Bytes
     device: str = 'cpu'
     versions: dict = field(default_factory=dict)
+    setup: dict = field(default_factory=dict)    # What else of PyTorch and the machine numbers depend on, see `msmix.core.torch_setup`
     git_commit: str = ''
     epochs: int = 0           # Epochs trained
     best_epoch: int = 0       # Epoch whose weights were kept
@@ -206,7 +207,9 @@ class Run:
     watched: dict = field(default_factory=dict)  # name -> (epochs, bins), how often training saw which value, e.g. of the ratio `lam`
     ranges: dict = field(default_factory=dict)   # name -> (lowest, highest) of its bins, which are equally wide; what lies outside is counted in the outer ones
     latents: dict|None = None # `clean` (n,D), `clean_y` (n,), `mixed` (k,D), `mixed_y` (k,): at the cut of the trained network
-    state: dict|None = None   # name -> weights
+    state: dict|None = None   # name -> weights; what stands below is kept with them
+    scaling: dict|None = None # standardised modality -> (2, d): mean, and one over the standard deviation
+    encoder: dict|None = None # What the text encoder is built from
 
     @property
     def key(self): return self.dataset, self.backbone, self.mixer, self.variant, int(self.seed)
@@ -330,6 +333,7 @@ class RunRules(BaseModel, strict=True, allow_inf_nan=False):
     config: ConfigRules
     versions: dict[Shown, Shown]
     seconds: dict[Shown, Annotated[float, Field(ge=0)]]
+    setup: dict[Shown, object] = {}
     peak_memory: Whole
     ranges: dict[Shown, Ends]
 
@@ -486,6 +490,14 @@ def from_json(
     if isinstance(found, dict): return found
     raise UsageError(f"{what} is no JSON object")
 
+# %% ../nbs/32_results.ipynb #9a47ac7a
+def read_encoder(
+    array: np.ndarray, # One text as bytes
+) -> dict:
+    "What a text encoder is built from"
+    if array.dtype.kind!='S' or array.shape!=(1,): raise UsageError("what its text encoder is built from is not one text")
+    return from_json(array[0], 'encoder')
+
 # %% ../nbs/32_results.ipynb #f380eed7
 def write_sums(
     group, # HDF5 group that holds a run
@@ -529,7 +541,7 @@ def write_run(
     group.attrs['modalities'] = list(run.modalities)
     for k in ('config', 'versions'): group.attrs[k] = to_json(getattr(run, k), k)
     measured = group.create_group('measured')
-    measured.attrs['seconds'] = to_json(run.seconds, 'seconds')
+    for k in ('seconds', 'setup'): measured.attrs[k] = to_json(getattr(run, k), k)
     measured.attrs['peak_memory'] = int(run.peak_memory)
     for split,o in run.predictions.items():
         sizes = {k:len(np.reshape(o[k], -1)) for k in ('id','pred','true')}
@@ -545,6 +557,8 @@ def write_run(
     for k,v in (run.latents or {}).items(): write_array(group.require_group('latents'), k, np.asarray(v, np.float32))
     for k,v in (run.state or {}).items():
         write_array(group.require_group('state'), k, v.detach().cpu().numpy() if hasattr(v, 'detach') else v)
+    for k,v in (run.scaling or {}).items(): write_array(group.require_group('scaling'), k, np.asarray(v, np.float32))
+    if run.encoder: write_array(group, 'encoder', [to_json(run.encoder, 'text encoder').encode()])
     write_sums(group)
 
 # %% ../nbs/32_results.ipynb #65be3f2b
@@ -556,16 +570,19 @@ def run_of(
     check_sums(content, state)
     attributes, arrays = content
     values = {k.rpartition('@')[2]: v for k,v in attributes.items() if k.rpartition('@')[0] in ('', 'measured')}
-    values |= {k: from_json(values[k], k) for k in ('config','versions','seconds') if k in values}
+    values |= {k: from_json(values[k], k) for k in ('config','versions','seconds','setup') if k in values}
     values |= {'ranges': {k.removeprefix('watched/').removesuffix('@range'): v for k,v in attributes.items() if k.startswith('watched/')}}
     rules = check_rules(RunRules, values)
     found = {k: getattr(rules, k) for k in RunRules.model_fields} | {'config': values['config']}
     found |= {'label_range': tuple(rules.label_range), 'modalities': tuple(rules.modalities)}
     found |= {'ranges': {k: tuple(v) for k,v in rules.ranges.items()}, 'predictions': read_predictions(below(arrays, 'predictions'))}
-    for k,rank,kinds in (('history',1,'f'), ('watched',2,'iu'), ('latents',None,'f')):
+    for k,rank,kinds in (('history',1,'f'), ('watched',2,'iu'), ('latents',None,'f'), ('scaling',2,'f')):
         found[k] = {name: check_array(a, f'{k}/{name}', rank, kinds) for name,a in below(arrays, k).items()}
     if set(found['watched'])!=set(rules.ranges): raise UsageError("what was watched has not one range each")
-    return Run(**found|{'latents': found['latents'] or None}, state=check_weights(below(arrays, 'state')) or None)
+    weights = check_weights(below(arrays, 'state')) if state else {}
+    encoder = read_encoder(arrays['encoder']) if weights and 'encoder' in arrays else None
+    found |= {'latents': found['latents'] or None, 'scaling': weights and found['scaling'] or None}
+    return Run(**found, state=weights or None, encoder=encoder)
 
 # %% ../nbs/32_results.ipynb #da1444ef
 def read_run(
@@ -608,7 +625,7 @@ def save_run(
     "Write the run file, replacing one of the same identity; raise `UsageError` if another one's lies there"
     path = run_path(results, *run.key)
     check_target(path, run.identity)
-    if path.exists() and file_identity(path) is None: warnings.warn(f'{printable(path)} was not a whole run file and is replaced')
+    if path.exists() and file_identity(path) is None: warnings.warn(f'{path} was not a whole run file and is replaced')
     with whole_file(path) as part, h5py.File(part, 'w') as f: write_run(f, run)
     return path
 
