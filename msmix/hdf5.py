@@ -178,4 +178,6 @@ def plain_attributes(
     o, # Open HDF5 object
 ) -> dict:
     "All attributes of an object as plain Python values; `UsageError` for the first of another kind"
-    return {k: plain_value(o, k) for k in o.attrs}
+    try: names = [*o.attrs]
+    except UNREADABLE as e: raise UsageError(f"the attributes cannot be read ({e})") from e
+    return {k: plain_value(o, k) for k in names}

@@ -38,7 +38,8 @@ def check_key(
             raise UsageError(f"{what} {name!r} is not a text but a {type(name).__name__}: write it in quotes, e.g. \"{name}\"")
         path_part(name, what)
     if isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer)) or not 0<=seed<2**63:
-        raise UsageError(f"seed {seed!r} is not a whole number of 0 or more, below 2^63: pass e.g. seed=1111")
+        kind = '' if type(seed) is int else f' ({type(seed).__name__})'
+        raise UsageError(f"seed '{printable(seed)[:40]}'{kind} is not a whole number of 0 or more, below 2^63: pass e.g. seed=1111")
 
 # %% ../nbs/32_results.ipynb #59f28b1b
 def run_path(
