@@ -23,6 +23,8 @@ import h5py
 import numpy as np
 import torch
 from torch import Tensor, nn
+from .hdf5 import NotReadableNow, open_h5, plain_attributes, plain_value
+from .names import printable
 from .core import Latents, Masks, UsageError, choose, length_mask, masked_mean
 from .files import path_part, whole_file
 
@@ -50,7 +52,14 @@ def check_header(
     where: str, # Named in the message
 ) -> Header:
     "The header with plain Python types; `UsageError` if it cannot be right"
-    ms = tuple(map(str, header.modalities))
+    for k in ('name', 'language', 'source', 'source_sha256', 'sum'):
+        if not isinstance(o := getattr(header, k), str): raise UsageError(f"{where} has {k} {o!r}: a text is needed")
+    if not isinstance(header.synthetic, (bool, np.bool_)): raise UsageError(f"{where} has synthetic {header.synthetic!r}: true or false is needed")
+    try: ms = tuple(header.modalities)
+    except TypeError: ms = (header.modalities,)
+    if isinstance(header.modalities, str) or not all(isinstance(o, str) for o in ms):
+        raise UsageError(f"{where} has modalities {header.modalities!r}: a list of names is needed")
+    ms = tuple(map(str, ms))
     if not header.name: raise UsageError(f"{where} has an empty name: give the dataset a name such as mosi")
     path_part(header.name, f'the name in {where},')
     if len(ms) < 2 or len(set(ms)) < len(ms):
@@ -60,7 +69,7 @@ def check_header(
     bad = [m for m in ms if not m.isidentifier() or hasattr(nn.ModuleDict, m) or hasattr(nn.ParameterDict, m) or m=='training']
     if bad: raise UsageError(f"{where} has a modality called '{bad[0]}', under which no network can keep its layers: "
                              "rename it, with letters, digits and '_' only and no word that PyTorch uses itself")
-    try: lo,hi = map(float, header.label_range)
+    try: lo,hi = map(float, () if isinstance(header.label_range, str) else header.label_range)
     except (TypeError, ValueError): lo,hi = np.nan,np.nan
     if not (np.isfinite([lo,hi]).all() and lo<hi):
         raise UsageError(f"{where} has label_range {header.label_range!r}: two finite numbers are needed, the lower one first")
@@ -73,6 +82,7 @@ def flat(
     prefix: str='', # What the names start with
 ) -> dict: # `{'label':…, 'text/features':…}`
     "One level of names; arrays stay what they are, lists become arrays, `None` is left out"
+    if prefix.count('/')>9: raise UsageError(f"{where} goes on inside itself at '{printable(prefix)}': two levels of names are needed")
     out = {}
     for k,v in split.items():
         k = prefix+k
@@ -225,8 +235,9 @@ def content_sum(
     header: Header,
     sums: dict, # `split/name` -> SHA-256 of the array
 ) -> str:
-    "SHA-256 of all that training can see"
-    return hashlib.sha256(json.dumps([header.modalities, header.label_range, sorted(sums.items())]).encode()).hexdigest()
+    "SHA-256 of all that training can see, and of whether it is made up"
+    seen = [header.modalities, header.label_range, sorted(sums.items())] + ['synthetic']*header.synthetic
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 # %% ../nbs/01_data.ipynb #e5c537e3
 def check_sum(
@@ -314,8 +325,9 @@ def check_replaced(
     "Raise `UsageError` if another file lies there, or one that holds more than was written at first"
     if not Path(path).is_file(): return
     try:
-        with h5py.File(path) as f: found, more = f.attrs.get('name'), [*f.get('train/text/embedded', ())]
-    except OSError: found, more = None, []
+        with open_h5(path) as f: found, more = 'name' in f.attrs and plain_value(f, 'name'), [*f.get('train/text/embedded', ())]
+    except NotReadableNow: raise
+    except UsageError: found, more = None, []
     if found!=name: raise UsageError(f"'{path}' is {f'the dataset {found}' if found else 'no dataset file'} and would be replaced: choose another name, or delete it first")
     if more: raise UsageError(f"'{path}' holds features of the text encoder {more[0]}, which would be lost: choose another name, or delete it first")
 
@@ -352,17 +364,16 @@ def write_dataset(
 
 # %% ../nbs/01_data.ipynb #1ee36df3
 def read_header(
-    attrs: Mapping, # Attributes of the root
+    f, # Open HDF5 file
     where: str, # Named in the message
 ) -> Header:
     "The header of a dataset file"
-    lack = [k for k in ('name','modalities','label_range','language') if k not in attrs]
+    try: got = plain_attributes(f)
+    except UsageError as e: raise UsageError(f"{where} cannot be used, {e}: make it again with msmix prepare or write_dataset") from e
+    lack = [k for k in ('name','modalities','label_range','language') if k not in got]
     if lack: raise UsageError(f"{where} lacks the attribute '{lack[0]}', so it is not a dataset file: "
                               "make one with msmix prepare or write_dataset")
-    plain = lambda o: o.decode() if isinstance(o, bytes) else o
-    got = {k:plain(attrs[k]) for k in Header.__dataclass_fields__ if k in attrs}
-    got['modalities'] = [plain(o) for o in np.atleast_1d(got['modalities'])]
-    return check_header(Header(**got), where)
+    return check_header(Header(**{k:v for k,v in got.items() if k in Header.__dataclass_fields__}), where)
 
 # %% ../nbs/01_data.ipynb #e54a5b12
 @contextmanager
@@ -376,16 +387,12 @@ def open_dataset(
         tables = {s:flat(t) for s,t in synth_splits(like, fraction, seed).items()}
         yield synth_header(like, fraction, seed), tables, f"'{spec}'"
         return
-    path,where = Path(spec),f"'{spec}'"
-    if not path.is_file():
+    path,where = Path(spec),f"'{printable(spec)}'"
+    if not (path.exists() or path.is_symlink()):
         raise UsageError(f"no file at {where}: give the path of a dataset file (msmix prepare makes one), "
                          "or synth:mosi for synthetic data")
-    try: f = h5py.File(path, 'r')
-    except OSError as e:
-        raise UsageError(f"{where} cannot be read as HDF5 ({e}): expected a dataset file; "
-                         "a feature pickle goes through msmix prepare first") from e
-    with f:
-        header = read_header(f.attrs, where)
+    with open_h5(path) as f:
+        header = read_header(f, where)
         groups = [s for s in SPLITS if isinstance(f.get(s), h5py.Group)]
         lack   = [s for s in SPLITS if s not in groups]
         if lack: raise UsageError(f"{where} has no split '{lack[0]}': found {', '.join(f) or 'none'}, needed {', '.join(SPLITS)}")

@@ -10,7 +10,6 @@ __all__ = ['KNOWN', 'PUBLISHED', 'ALLOWED', 'NEED', 'published_as', 'latin1', 'A
 # %% ../nbs/01a_prepare.ipynb #146a7b89
 import hashlib
 import pickle
-import tempfile
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 from .core import UsageError, choose
+from .files import check_writable
 from .data import SPLITS, Header, check_header, check_replaced, rounding_of, rounding_text, write_dataset
 
 # %% ../nbs/01a_prepare.ipynb #2399f0a9
@@ -289,11 +289,8 @@ def check_target(
 ):
     "Refuse a place where no file can be made, before the long read"
     dst = Path(dst)
-    if dst.is_dir(): raise UsageError(f"cannot write '{dst}': it is a folder, name a file in it")
     if dst.exists() and dst.samefile(src): raise UsageError(f"'{dst}' is the pickle itself: name another file to write")
-    folder = next(o for o in dst.absolute().parents if o.exists())     # folders are made when the file is
-    try: tempfile.TemporaryFile(dir=folder).close()
-    except OSError as e: raise UsageError(f"cannot write '{dst}' ({e.strerror}): choose a folder where files may be made") from e
+    check_writable(dst)
 
 # %% ../nbs/01a_prepare.ipynb #00ffcd16
 def bar(

@@ -14,7 +14,7 @@ __all__ = ['FEWEST_FOR_INTERVAL', 'FEWEST_FOR_TEST', 'FAMILY', 'MIXER_ORDER', 't
 import itertools
 import numpy as np
 import pandas as pd
-from .names import shown_name, BACKBONES, UsageError, choose
+from .names import printable, shown_name, BACKBONES, UsageError, choose
 from .metrics import HIGHER_IS_BETTER, METRICS, RULES, arrow, rules_of
 from .results import iter_runs, runs_frame
 
@@ -478,10 +478,11 @@ def gt_table(
     "The table with its blocks, arrows, bold cells and note; raise `UsageError` without great_tables"
     try: import great_tables as gt
     except ImportError as e: raise UsageError("tables need great_tables: pip install 'msmix[tables]'") from e
+    texts = texts.map(printable)
     heads = {o: f'{o} {arrow(o)}' for o in texts if o in METRICS}
     marked = texts.assign(**{o: ['**{}**{}'.format(*split_mark(t)) if b else t for t,b in zip(texts[o], bold[o])] for o in heads})
     table = gt.GT(marked, rowname_col='mixer', groupname_col='backbone', id=name).cols_label(**heads).fmt_markdown(list(heads))
-    table = table.cols_align('right', ['seeds', *heads]).tab_header(caption).tab_source_note(note)
+    table = table.cols_align('right', ['seeds', *heads]).tab_header(printable(caption)).tab_source_note(printable(note))
     return table.tab_options(table_font_size='12px', heading_align='left')
 
 # %% ../nbs/34_statistics.ipynb #58ff484c
