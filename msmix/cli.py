@@ -296,7 +296,7 @@ def add_result_options(add):
     p.add_argument('src', help='merged file')
     p.add_argument('dir', help='results folder')
     p = add('notebook', do_notebook)
-    p.add_argument('notebook', help='notebook with a cell tagged parameters')
+    p.add_argument('notebook', help='notebook with a cell tagged parameters; it imports from PYTHONPATH, not from the current folder')
     p.add_argument('out', help='executed notebook to write')
     p.add_argument('-p', '--parameter', action='append', metavar='NAME=VALUE', help='a parameter; repeat for more')
     add_job_options(p.add_argument_group('set by the grid'))

@@ -147,9 +147,10 @@ def own_kernel(
     "The manager of a kernel that is this Python, whatever kernels Jupyter knows, and runs no start files"
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
-    command = [*python_command('-c', KERNEL), '-f', '{connection_file}', f'--ipython-dir={folder}', '--HistoryManager.enabled=False']
+    command = [*python_command('-c', KERNEL), '-f', '{connection_file}', '--HistoryManager.enabled=False']
     class OwnKernel(AsyncKernelManager):
-        kernel_spec = KernelSpec(argv=command, display_name='Python 3', language='python')
+        # not --ipython-dir: that option takes the current folder from sys.path, even where PYTHONPATH names it
+        kernel_spec = KernelSpec(argv=command, display_name='Python 3', language='python', env={'IPYTHONDIR': str(folder)})
         def __init__(self, **kw): super().__init__(**{**kw, 'connection_file': str(Path(folder)/'kernel.json')})
     return OwnKernel
 

@@ -77,6 +77,15 @@ def test_a_notebook_runs_in_this_python_without_files_of_the_user(trapped, forei
     assert (folder/'o{a}.ipynb').is_file() and out.splitlines()[-1] == 'o{a}.ipynb'
 
 
+def test_modules_of_ones_own_are_found_by_pythonpath(tmp_path):
+    (tmp_path/'mine.py').write_text('value = 7')
+    source = notebook(tmp_path/'n.ipynb', 'a = 1', 'import mine\nprint(mine.value)')
+    code, out, err = said('notebook', 'n.ipynb', 'o.ipynb', folder=tmp_path, PYTHONPATH=str(tmp_path))
+    assert (code, out.splitlines()[0]) == (0, '7'), err
+    code, _, err = said('notebook', source, 'o.ipynb', folder=tmp_path)
+    assert code == 1 and "No module named 'mine'" in err
+
+
 def test_a_kernel_that_dies_is_named(msmix, tmp_path):
     code, _, err = msmix('notebook', notebook(tmp_path/'n.ipynb', 'a = 1', 'import os; os.kill(os.getpid(), 9)'), tmp_path/'o.ipynb')
     assert code == 1 and f'(kernel: {sys.executable})' in err.splitlines()[-1]
