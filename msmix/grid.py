@@ -510,7 +510,8 @@ def check_names(
     "Raise `UsageError` where Snakemake would read part of a path as a wildcard"
     for o in jobs:
         if re.search(r'\{.*\}', str(o.run)):
-            raise UsageError(f"Snakemake takes what stands in braces for a wildcard, so '{o.run}' cannot be made: choose a results folder and names without {{ and }}")
+            raise UsageError(f"Snakemake takes what stands in braces for a wildcard, so '{o.run}' cannot be made: "
+                             "choose a results folder and names without { and }")
 
 # %% ../nbs/36_grid.ipynb #0da42b5f
 def check_all(
@@ -572,19 +573,19 @@ def snakemake_command(
     where = ['--profile', str(profile_folder(profile)), *(['--jobs', str(jobs)] if jobs else [])] if profile else ['--cores', str(jobs or os.cpu_count())]
     own   = ['--config', *(f'{k}={v}' for k,v in changes.items())] if changes else []
     flow  = project_root()/'workflow'
-    files = ['--snakefile', str(flow/'Snakefile'), '--workflow-profile', str(flow/'profiles'/'default'), '--configfile', str(config)]
-    return python_command('-m', 'snakemake', target, *files, *where, *own)
+    ours  = ['--snakefile', str(flow/'Snakefile'), '--workflow-profile', str(flow/'profiles'/'default')]
+    return python_command('-m', 'snakemake', target, *ours, '--configfile', str(config), *where, *own)
 
 # %% ../nbs/36_grid.ipynb #a3e985b7
 def check_scratch():
     "Raise `UsageError` unless Snakemake can write where it keeps files of its own"
     cache  = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'))/'snakemake'
-    places = {cache: 'set XDG_CACHE_HOME to a folder that can be written', Path('.snakemake').absolute(): 'call from a folder that can be written'}
+    places = {cache: 'set XDG_CACHE_HOME to', Path('.snakemake').absolute(): 'call from'}
     for folder, remedy in places.items():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as f: f.write(bytes(10**4))
-        except OSError as e: raise UsageError(f"Snakemake cannot write in '{folder}' ({e.strerror}): {remedy}") from e
+        except OSError as e: raise UsageError(f"Snakemake cannot write in '{folder}' ({e.strerror}): {remedy} a folder that can be written") from e
     with private_folder(): pass
 
 # %% ../nbs/36_grid.ipynb #6470e51a
@@ -686,8 +687,8 @@ def report(
     "Raise `RunFailed` if something is missing; else name the figures"
     missing = [o for o in jobs if not o.run.exists()]
     reason  = snakemake_reason(log)
-    why     = f'; Snakemake failed: {reason}: mend that, then call the same command again' if reason else ': call the same command again to take them up'
-    if missing: raise RunFailed(f"{len(missing)} runs or figures are missing (log: {log}){why}")
+    why     = f'; Snakemake failed: {reason}: mend that, then' if reason else ':'
+    if missing: raise RunFailed(f"{len(missing)} runs or figures are missing (log: {log}){why} call the same command again to take them up")
     if status: raise RunFailed(f"all files are there, but Snakemake ended with {status} (log: {log}): {reason or 'look into the log'}")
     for o in figures: print(f"{o.name}: {', '.join(o.files)}")
 

@@ -8,7 +8,7 @@ __all__ = ['PATHS', 'KERNEL', 'kept_out', 'load_quietly', 'parameter_cell', 'not
            'run_notebook']
 
 # %% ../nbs/35_notebooks.ipynb #5da66293
-import ast, logging, re, sys, tempfile, warnings
+import ast, logging, os, re, sys, tempfile, warnings
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -46,7 +46,7 @@ def parameter_cell(
     try: nb = nbformat.read(notebook, as_version=4)
     except Exception as e: raise UsageError(f"'{notebook}' is not a notebook: expected an .ipynb file") from e
     language = nb.metadata.get('kernelspec', {}).get('language') or 'python'
-    if language!='python': raise UsageError(f"'{notebook}' is written in {language}: only notebooks in Python can be run here")
+    if language!='python': raise UsageError(f"'{notebook}' is in {language}: only notebooks in Python can be run here")
     tagged = [o for o in nb.cells if 'parameters' in o.metadata.get('tags', [])]
     if len(tagged)!=1:
         raise UsageError(f"'{notebook}' has {len(tagged)} cells tagged 'parameters', expected one: tag the cell with the defaults")
@@ -104,14 +104,14 @@ def check_output(
 ):
     "Raise `UsageError` where the executed notebook would replace something that is no executed notebook"
     out = Path(out)
-    if out.is_symlink() and not out.exists(): raise UsageError(f"'{out}' is a link that leads nowhere: remove it, or name another file")
-    if not out.exists(): return
-    if not out.is_file(): raise UsageError(f"'{out}' is a folder, a pipe or a device: name a file for the executed notebook")
-    if out.samefile(notebook): raise UsageError(f"'{out}' is the notebook itself: name another file for the executed copy")
+    def refuse(fault): raise UsageError(f"'{out}' is {fault}: name another file for the executed notebook")
+    if not os.path.lexists(out): return
+    if not out.exists(): refuse('a link that leads nowhere')
+    if not out.is_file(): refuse('a folder, a pipe or a device')
+    if out.samefile(notebook): refuse('the notebook itself')
     with open(out, 'rb') as f: head = f.read(100)
     whole = re.match(rb'\s*(\{\s*"(cells|metadata|nbformat)|$)', head)
-    if not whole and not b'{\n "cells"'.startswith(head):                       # one that was cut off while it was written
-        raise UsageError(f"'{out}' is there and is no notebook: it would be replaced, so name another file for the executed copy")
+    if not whole and not b'{\n "cells"'.startswith(head): refuse('there and is no notebook')     # a part of one is one
 
 # %% ../nbs/35_notebooks.ipynb #f0c06b6f
 PATHS = ('data', 'results', 'folder', 'out', 'python', 'script')  # Parameters that name a file or folder
