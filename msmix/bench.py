@@ -22,6 +22,7 @@ from .capture import Captured
 from .core import UsageError
 from .data import epoch_batches
 from .experiment import Experiment, device_name
+from .files import python_command
 from .names import BACKBONES, MIXERS
 from .results import git_commit, memory_of, versions
 from .recipes import find_recipe
@@ -55,7 +56,7 @@ def printed(
     **environment, # What is set for it
 ) -> list[str]:
     "The words of the last line that a program of its own prints; raise `RuntimeError` if it fails"
-    done = subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, env={**os.environ, **environment})
+    done = subprocess.run(python_command('-c', code, *args), capture_output=True, text=True, env={**os.environ, **environment})
     if done.returncode: raise RuntimeError(f'a program ended with code {done.returncode}: {done.stderr.strip()[-300:]}')
     return done.stdout.splitlines()[-1].split()
 

@@ -9,6 +9,7 @@ __all__ = ['directives', 'move_links', 'shown_cells', 'render_readme', 'write_re
 import re
 from pathlib import Path
 from .names import UsageError
+from .notebooks import own_kernel, private_folder
 
 # %% ../nbs/51_docs.ipynb #b10b6c99
 def directives(
@@ -98,7 +99,8 @@ def execute_in_place(
     kept = {i: c for i,c in enumerate(nb.cells) if c.cell_type=='code' and set(skip) & set(directives(c.source))}
     for i,c in kept.items(): nb.cells[i] = nbformat.v4.new_code_cell('', id=c.get('id', f'kept-{i}'))
     where = {'metadata': {'path': str(notebook.parent)}}
-    NotebookClient(nb, timeout=None, resources=where, extra_arguments=['--log-level=ERROR']).execute()
+    with private_folder() as folder:
+        NotebookClient(nb, timeout=None, resources=where, kernel_manager_class=own_kernel(folder), extra_arguments=['--log-level=ERROR']).execute()
     for i,c in kept.items(): nb.cells[i] = c
     nbformat.write(nb, notebook)
     return notebook

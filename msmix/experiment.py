@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 import torch
 from .core import UsageError, choose, generator, masked_mean, set_up_torch, stream_seed
+from .files import user_path
 from .names import BACKBONES, MIXERS, resolve
 from .layers import lead_modality
 from .backbones import build_backbone
@@ -205,6 +206,8 @@ class Experiment:
         capture: bool=False, # Record training steps as CUDA graphs; the numbers stay up to rounding
     ):
         started = time.perf_counter()
+        results = user_path(results, 'results folder')
+        if not str(data).startswith('synth:'): data = user_path(data, 'dataset file')
         choose(backbone, BACKBONES, 'backbone'), choose(mixer, MIXERS, 'mixer')
         self.device = set_up_torch(pick_device(device), threads)
         self.names = dict(backbone=backbone, mixer=mixer, variant=variant, seed=seed)

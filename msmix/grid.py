@@ -7,12 +7,12 @@ __all__ = ['PART', 'RESOURCES', 'REQUIRED', 'DEFAULTS', 'PICTURE', 'FIGURES', 'p
            'config_path', 'read_config', 'data_path', 'train_notebook', 'run_job_of', 'plan', 'figure_files',
            'figure_notebook', 'Figure', 'figure_jobs', 'check_data', 'check_settings', 'data_spec', 'Head', 'run_head',
            'source_of', 'code_of', 'run_faults', 'with_text', 'text_faults', 'Stale', 'check_runs', 'move_aside',
-           'settle_runs', 'run_resources', 'machine_resources', 'job_limits', 'lock_folder', 'check_all', 'clear_way',
-           'end_with', 'profile_folder', 'snakemake_command', 'run_snakemake', 'package_sum', 'note_runs', 'outdated',
-           'drawable', 'draw', 'show_plan', 'report', 'run_grid']
+           'settle_runs', 'run_resources', 'machine_resources', 'job_limits', 'lock_folder', 'check_names', 'check_all',
+           'clear_way', 'end_with', 'profile_folder', 'snakemake_command', 'check_scratch', 'run_snakemake',
+           'package_sum', 'note_runs', 'outdated', 'drawable', 'draw', 'show_plan', 'report', 'run_grid']
 
 # %% ../nbs/36_grid.ipynb #610a1694
-import json, os, shlex, subprocess, sys, tempfile, threading, time
+import json, os, re, shlex, subprocess, sys, tempfile, threading, time
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
@@ -22,8 +22,9 @@ from typing import NamedTuple
 import msmix
 from .names import BACKBONES, MIXERS, EXPERIMENTS, UsageError, RunFailed, choose, resolve
 from .jobs import Job, clear_state, read_state, visible_gpus
-from .notebooks import make_folder, notebook_parameters
-from .progress import Progress, summary, watch
+from .files import python_command, safe_environment
+from .notebooks import make_folder, notebook_parameters, private_folder
+from .progress import Progress, snakemake_reason, summary, watch
 
 # %% ../nbs/36_grid.ipynb #a73e3794
 PART      = ('datasets', 'backbones', 'mixers', 'seeds', 'variants', 'figures') # What an experiment can have otherwise
@@ -502,6 +503,16 @@ def lock_folder(
     except OSError as e: print(f"'{folder}' cannot be locked ({e.strerror}): see to it yourself that one grid works there", flush=True)
     return f
 
+# %% ../nbs/36_grid.ipynb #c1663220
+def check_names(
+    jobs: list[Job],
+):
+    "Raise `UsageError` where Snakemake would read part of a path as a wildcard"
+    for o in jobs:
+        if re.search(r'\{.*\}', str(o.run)):
+            raise UsageError(f"Snakemake takes what stands in braces for a wildcard, so '{o.run}' cannot be made: "
+                             "choose a results folder and names without { and }")
+
 # %% ../nbs/36_grid.ipynb #0da42b5f
 def check_all(
     config: dict, # From `check_config`
@@ -509,6 +520,7 @@ def check_all(
 ) -> tuple[list[Job], list[Figure]]:
     "The runs and figures, after everything has been checked that can be before the first run"
     runs, figures = plan(config), figure_jobs(config)
+    check_names([*runs, *(o.job for o in figures)])
     check_data(config)
     check_settings(config, here)
     return runs, figures
@@ -560,7 +572,21 @@ def snakemake_command(
     "The command that does the grid; what goes for every call stands in `workflow/profiles/default`"
     where = ['--profile', str(profile_folder(profile)), *(['--jobs', str(jobs)] if jobs else [])] if profile else ['--cores', str(jobs or os.cpu_count())]
     own   = ['--config', *(f'{k}={v}' for k,v in changes.items())] if changes else []
-    return [sys.executable, '-m', 'snakemake', target, '--snakefile', str(project_root()/'workflow'/'Snakefile'), '--configfile', str(config), *where, *own]
+    flow  = project_root()/'workflow'
+    ours  = ['--snakefile', str(flow/'Snakefile'), '--workflow-profile', str(flow/'profiles'/'default')]
+    return python_command('-m', 'snakemake', target, *ours, '--configfile', str(config), *where, *own)
+
+# %% ../nbs/36_grid.ipynb #a3e985b7
+def check_scratch():
+    "Raise `UsageError` unless Snakemake can write where it keeps files of its own"
+    cache  = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'))/'snakemake'
+    places = {cache: 'set XDG_CACHE_HOME to', Path('.snakemake').absolute(): 'call from'}
+    for folder, remedy in places.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as f: f.write(bytes(10**4))
+        except OSError as e: raise UsageError(f"Snakemake cannot write in '{folder}' ({e.strerror}): {remedy} a folder that can be written") from e
+    with private_folder(): pass
 
 # %% ../nbs/36_grid.ipynb #6470e51a
 def run_snakemake(
@@ -569,9 +595,12 @@ def run_snakemake(
     progress: Progress,
     lock=None, # Open file that it keeps locked
 ) -> int: # Exit status
-    "Run Snakemake with this Python's commands first on the path"
-    env = {**os.environ, 'PATH': f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH','')}", 'MSMIX_GRID': str(os.getpid())}
-    with open(log, 'a') as f:
+    "Run Snakemake with this Python's commands first on the path, and with no profile that the environment names"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH','')}"
+    env  = safe_environment(PATH=path, MSMIX_GRID=str(os.getpid()))
+    env.pop('SNAKEMAKE_PROFILE', None)
+    make_folder(Path(log).parent, 'folder of the logs')
+    with open(log, 'a', encoding='utf-8') as f:
         process = subprocess.Popen(command, env=env, stdout=f, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()] if lock else [])
         return watch(process, progress, time.time)
 
@@ -592,9 +621,9 @@ def note_runs(
     path  = Path(config['results'], 'figures', config['name'], experiment, '.runs')
     there = ((o.run, o.run.stat()) for o in runs if o.run.exists())
     text  = '\n'.join([*(f'{run} {s.st_size} {s.st_mtime_ns}' for run,s in there), f'modules {package_sum()}'])
-    if not path.exists() or path.read_text()!=text:
+    if not path.exists() or path.read_text(encoding='utf-8')!=text:
         make_folder(path.parent, 'folder of the figures')
-        path.write_text(text)
+        path.write_text(text, encoding='utf-8')
     return path
 
 # %% ../nbs/36_grid.ipynb #3885b1bb
@@ -657,8 +686,10 @@ def report(
 ):
     "Raise `RunFailed` if something is missing; else name the figures"
     missing = [o for o in jobs if not o.run.exists()]
-    if missing: raise RunFailed(f"{len(missing)} runs or figures are missing (log: {log}): call the same command again to take them up")
-    if status: raise RunFailed(f"all files are there, but Snakemake ended with {status} (log: {log}): look into the log")
+    reason  = snakemake_reason(log)
+    why     = f'; Snakemake failed: {reason}: mend that, then' if reason else ':'
+    if missing: raise RunFailed(f"{len(missing)} runs or figures are missing (log: {log}){why} call the same command again to take them up")
+    if status: raise RunFailed(f"all files are there, but Snakemake ended with {status} (log: {log}): {reason or 'look into the log'}")
     for o in figures: print(f"{o.name}: {', '.join(o.files)}")
 
 # %% ../nbs/36_grid.ipynb #44a82c5c
@@ -679,6 +710,7 @@ def run_grid(
     if dry_run:
         show_plan(c, runs, figures, as_made=parts_of=='figures')
         return c
+    check_scratch()
     status, log = 0, Path(c['results'])/'logs'/'grid.txt'
     with lock_folder(make_folder(c['results'], 'results folder')) as lock:
         clear_way(c, runs, figures, as_made=parts_of=='figures')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Job', 'State', 'held', 'is_held', 'write_state', 'read_state', 'clear_state', 'started', 'end_above', 'memory_limit',
-           'visible_gpus', 'free_slots', 'take_slots', 'gpu_share', 'Limits', 'told', 'run_job']
+           'visible_gpus', 'free_slots', 'take_slots', 'gpu_share', 'Limits', 'told', 'is_made', 'run_job']
 
 # %% ../nbs/35a_jobs.ipynb #dd0a3fb4
 import fcntl, json, os, platform, re, subprocess, threading, time
@@ -40,7 +40,7 @@ def held(
 ):
     "The open state file with its lock, as soon as nobody else holds it"
     make_folder(Path(path).parent, 'folder of the logs')
-    with open(path, 'a+') as f:
+    with open(path, 'a+', encoding='utf-8') as f:
         with suppress(OSError): fcntl.flock(f, fcntl.LOCK_EX)     # a file system without locks: go on without
         yield f
 
@@ -72,7 +72,8 @@ def read_state(
 ) -> State|None: # None: not started, done, or not readable
     "How far a run is"
     try:
-        with open(path) as f:
+        if not Path(path).is_file(): return None                  # a pipe would never end
+        with open(path, encoding='utf-8') as f:
             state = State(**json.load(f))
             return state._replace(kind='killed', message='it was killed') if state.kind=='running' and not is_held(f) else state
     except (OSError, ValueError, TypeError): return None
@@ -82,7 +83,8 @@ def clear_state(
     path, # State file
 ):
     "Forget how an earlier run ended; one that is at work is left alone"
-    with suppress(OSError), open(path) as f:
+    if not Path(path).is_file(): return
+    with suppress(OSError), open(path, encoding='utf-8') as f:
         if not is_held(f): Path(path).unlink()
 
 # %% ../nbs/35a_jobs.ipynb #5bf9f5c7
@@ -224,6 +226,15 @@ def told(
         raise
     Path(f.name).unlink(missing_ok=True)
 
+# %% ../nbs/35a_jobs.ipynb #aeb8d9d3
+def is_made(
+    path, # File that a notebook makes, or None
+) -> bool:
+    "Is it there? `UsageError` if something else lies in its place"
+    if not path or not os.path.lexists(path): return False
+    if Path(path).is_file(): return True
+    raise UsageError(f"'{path}' is in the way of a run: it is a link that leads nowhere, a folder, a pipe or a device; remove it")
+
 # %% ../nbs/35a_jobs.ipynb #7f57aad2
 def run_job(
     notebook, # Path of the notebook
@@ -239,7 +250,7 @@ def run_job(
     with held(state) as f:
         earlier = read_state(state)
         with told(f, attempt), ExitStack() as stack:
-            if makes and Path(makes).exists(): return
+            if is_made(makes): return
             if attempt>1 and earlier and earlier.kind=='error': raise RunFailed(earlier.message)
             gpus = visible_gpus() if limits.folder and parameters.get('device')!='cpu' else []
             if not gpus: stack.enter_context(memory_limit(limits.memory))

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['LONG', 'kinds_of', 'expected', 'time_text', 'Progress', 'tell', 'watch', 'run_seconds', 'overheads', 'overhead_text',
-           'why_failed', 'summary']
+           'why_failed', 'summary', 'snakemake_reason']
 
 # %% ../nbs/35b_progress.ipynb #f20d1c50
-import json, subprocess, sys
+import json, re, subprocess, sys
+from pathlib import Path
 from statistics import mean, median
 from .jobs import Job, State, read_state
 
@@ -134,8 +135,8 @@ def run_seconds(
     path, # Of a run file
 ) -> dict: # Stage -> seconds
     "How long the stages of a run took"
-    import h5py
-    with h5py.File(path) as f: return json.loads(f['measured'].attrs['seconds'])
+    from msmix.hdf5 import open_h5
+    with open_h5(path, 'run file', inside=False) as f: return json.loads(f['measured'].attrs['seconds'])
 
 # %% ../nbs/35b_progress.ipynb #d03a627c
 def overheads(
@@ -145,10 +146,10 @@ def overheads(
     found = []
     for o in jobs:
         try:
-            names, values = (line.split('\t') for line in o.benchmark.read_text().splitlines()[:2])
+            names, values = (line.split('\t') for line in o.benchmark.read_text(encoding='utf-8').splitlines()[:2])
             seconds = float(dict(zip(names, values))['s'])
             stages  = run_seconds(o.run)
-            resumed = o.log.exists() and 'goes on from epoch' in o.log.read_text(errors='replace')
+            resumed = o.log.is_file() and 'goes on from epoch' in o.log.read_text(encoding='utf-8', errors='replace')
         except (OSError, ValueError, KeyError, AttributeError): continue    # no such file, or not of this kind
         work = stages.get('train', 0) + stages.get('predict', 0)
         if work<=seconds and not resumed: found.append((seconds, 1-work/seconds))
@@ -173,7 +174,7 @@ def why_failed(
     job: Job, # A run without a run file
 ) -> str: # One line
     "The last line that a failed run printed"
-    lines = job.log.read_text(errors='replace').strip().splitlines() if job.log.exists() else []
+    lines = job.log.read_text(encoding='utf-8', errors='replace').strip().splitlines() if job.log.is_file() else []
     state = read_state(job.state)
     if state and state.kind=='killed': return 'it was killed'
     if state and state.kind=='running': return 'it is still at work, or its state cannot be locked'
@@ -192,3 +193,15 @@ def summary(
     made    = len(progress.jobs) - len(missing) - progress.before
     counts  = f'made {made}, failed {len(tried)}, not started {len(missing)-len(tried)} in {seconds:.0f} s'
     return [*lines, f'{counts} (Snakemake: {log})', *filter(None, [overhead_text(overheads(progress.made))])]
+
+# %% ../nbs/35b_progress.ipynb #5309e56d
+def snakemake_reason(
+    log, # What Snakemake said
+) -> str: # '': nothing but jobs failed
+    "Why Snakemake itself failed, in one line"
+    if not Path(log).is_file(): return ''
+    text   = '\n'.join(o.strip() for o in Path(log).read_text(encoding='utf-8', errors='replace').splitlines())
+    name   = r'[\w.]*(?:Error|Exception)\b'
+    found  = re.findall(rf'^(?:(?!Error in rule){name}|\S+: error: ).*(?:\n(?!{name}).+){{0,2}}', text, flags=re.M)
+    of_job = ('RuleException:', 'CalledProcessError', 'WorkflowError:\nAt least one job')
+    return next((' '.join(o.split())[:300] for o in reversed(found) if not o.startswith(of_job)), '')

@@ -6,9 +6,10 @@
 __all__ = ['PARTS', 'CELLS', 'cell_times', 'parts_of', 'time_run', 'time_runs', 'cost_table', 'besides', 'saved_by']
 
 # %% ../nbs/45c_runcost.ipynb #85a27271
-import json, os, resource, subprocess, sys, tempfile, time
+import json, os, resource, subprocess, tempfile, time
 from datetime import datetime
 from pathlib import Path
+from .files import python_command
 from .names import RunFailed, UsageError
 from .notebooks import load_quietly
 
@@ -62,8 +63,8 @@ def time_run(
     nbformat, root = load_quietly('nbformat'), Path(root).resolve()
     with tempfile.TemporaryDirectory() as home:
         out, asked = Path(home, 'out.ipynb'), {**parameters, 'results': home}
-        command = [sys.executable, '-c', 'import sys; from msmix.cli import main; sys.exit(main())', 'notebook', root/'nbs'/'train'/'train.ipynb', out,
-                   *(o for k,v in asked.items() for o in ('-p', f'{k}={json.dumps(v)}'))]
+        command = python_command('-c', 'import sys; from msmix.cli import main; sys.exit(main())', 'notebook', root/'nbs'/'train'/'train.ipynb', out,
+                                 *(o for k,v in asked.items() for o in ('-p', f'{k}={json.dumps(v)}')))
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.time()
         done = subprocess.run(command, cwd=home, env={**os.environ, 'PYTHONPATH': str(root)}, capture_output=True, text=True)
         end, after = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN)

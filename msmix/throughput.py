@@ -12,6 +12,7 @@ import json, subprocess, sys, tempfile, time
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 import numpy as np
+from .files import python_command
 from .names import RunFailed, UsageError
 from .notebooks import OutOfMemory, lacks_memory
 
@@ -118,7 +119,7 @@ def together(
     load: Load,
 ) -> list[dict]: # What `work` gives, of each
     "Train the same in `k` processes that begin together"
-    command = (sys.executable, '-c', 'from msmix.throughput import serve; serve()', json.dumps(load._asdict()))
+    command = python_command('-c', 'from msmix.throughput import serve; serve()', json.dumps(load._asdict()))
     with ExitStack() as stack:
         found = [stack.enter_context(child(*command)) for _ in range(k)]
         for o in found: answer(o)
