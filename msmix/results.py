@@ -6,9 +6,9 @@
 __all__ = ['ATTRIBUTES', 'PACK_ABOVE', 'UNREADABLE', 'COLUMNS', 'run_path', 'sha256', 'module_text', 'docstring_places',
            'bare_source', 'module_source', 'code_sum', 'to_json', 'identity', 'versions', 'git_commit', 'memory_of',
            'peak_memory', 'Run', 'example_run', 'hidden_name', 'parse_hidden', 'write_array', 'write_run',
-           'read_arrays', 'read_run', 'file_identity', 'check_target', 'save_run', 'load_run', 'run_differences',
-           'runs_within', 'is_merged', 'iter_runs', 'run_rows', 'stale_runs', 'runs_frame', 'load_runs', 'missing_runs',
-           'asked_for', 'merge_runs', 'unmerge_runs']
+           'read_arrays', 'read_run', 'file_identity', 'check_target', 'holds_weights', 'save_run', 'load_run',
+           'run_differences', 'runs_within', 'is_merged', 'iter_runs', 'run_rows', 'stale_runs', 'runs_frame',
+           'load_runs', 'missing_runs', 'asked_for', 'merge_runs', 'unmerge_runs']
 
 # %% ../nbs/32_results.ipynb #0767a2b6
 import ast, hashlib, importlib.metadata, importlib.util, io, itertools, json, platform, re, subprocess, tempfile, tokenize, warnings
@@ -17,6 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 from .files import path_part, whole_file
+from .hdf5 import NotReadableNow, open_h5
 from .names import UsageError
 from .metrics import METRICS, score
 
@@ -188,7 +189,9 @@ class Run:
     watched: dict = field(default_factory=dict)  # name -> (epochs, bins), how often training saw which value, e.g. of the ratio `lam`
     ranges: dict = field(default_factory=dict)   # name -> (lowest, highest) of its bins, which are equally wide; what lies outside is counted in the outer ones
     latents: dict|None = None # `clean` (n,D), `clean_y` (n,), `mixed` (k,D), `mixed_y` (k,): at the cut of the trained network
-    state: dict|None = None   # name -> weights
+    state: dict|None = None   # name -> weights; what stands below is kept with them
+    scaling: dict|None = None # standardised modality -> (2, d): mean, and one over the standard deviation
+    encoder: dict|None = None # What the text encoder is built from
 
     @property
     def key(self): return self.dataset, self.backbone, self.mixer, self.variant, int(self.seed)
@@ -283,6 +286,8 @@ def write_run(
     for k,v in (run.latents or {}).items(): write_array(group.require_group('latents'), k, np.asarray(v, np.float32))
     for k,v in (run.state or {}).items():
         write_array(group.require_group('state'), k, v.detach().cpu().numpy() if hasattr(v, 'detach') else v)
+    for k,v in (run.scaling or {}).items(): write_array(group.require_group('scaling'), k, np.asarray(v, np.float32))
+    if run.encoder: write_array(group, 'encoder', [to_json(run.encoder, 'text encoder').encode()])
 
 # %% ../nbs/32_results.ipynb #f380eed7
 def read_arrays(
@@ -315,6 +320,8 @@ def read_run(
     values['ranges'] = {k: tuple(map(float, group[f'watched/{k}'].attrs['range'])) for k in values['watched']}
     values['latents'] = read_arrays(group['latents']) if 'latents' in group else None
     values['state'] = read_arrays(group['state']) if state and 'state' in group else None
+    values['scaling'] = read_arrays(group['scaling']) if state and 'scaling' in group else None
+    values['encoder'] = json.loads(group['encoder'][0]) if state and 'encoder' in group else None
     return Run(**values)
 
 # %% ../nbs/32_results.ipynb #32b9b6f2
@@ -341,14 +348,28 @@ def check_target(
     except OSError as e:
         raise UsageError(f"results cannot be written to {path.parent} ({e.strerror}): choose another results folder") from e
 
+# %% ../nbs/32_results.ipynb #183d9cf6
+def holds_weights(
+    path, # Of a run file, present or to be
+) -> bool:
+    "Does a run file with weights lie there? `NotReadableNow` where that cannot be told"
+    if not Path(path).exists(): return False
+    try:
+        with open_h5(path, 'run file', inside=False) as f: return 'state' in f
+    except NotReadableNow: raise
+    except UsageError: return False
+
 # %% ../nbs/32_results.ipynb #b6a9d0cd
 def save_run(
     run: Run,
     results, # Folder of results
+    drop_weights: bool=False, # May a file that holds weights be replaced by one that does not?
 ) -> Path: # Of the run file
-    "Write the run file, replacing one of the same identity; raise `UsageError` if another one's lies there"
+    "Write the run file, replacing one of the same identity; raise `UsageError` if another one's lies there, or if weights would be lost"
     path = run_path(results, *run.key)
     check_target(path, run.identity)
+    if run.state is None and not drop_weights and holds_weights(path):
+        raise UsageError(f"{path} holds weights, which would be lost: save the run with its weights, or allow it with drop_weights=True")
     if path.exists() and file_identity(path) is None: warnings.warn(f'{path} was not a whole run file and is replaced')
     with whole_file(path) as part, h5py.File(part, 'w') as f: write_run(f, run)
     return path
