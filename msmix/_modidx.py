@@ -121,6 +121,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                            'msmix.cli.add_job_options': ('cli.html#add_job_options', 'msmix/cli.py'),
                            'msmix.cli.add_result_options': ('cli.html#add_result_options', 'msmix/cli.py'),
                            'msmix.cli.add_train_options': ('cli.html#add_train_options', 'msmix/cli.py'),
+                           'msmix.cli.check_out': ('cli.html#check_out', 'msmix/cli.py'),
                            'msmix.cli.command_names': ('cli.html#command_names', 'msmix/cli.py'),
                            'msmix.cli.do_embed': ('cli.html#do_embed', 'msmix/cli.py'),
                            'msmix.cli.do_grid': ('cli.html#do_grid', 'msmix/cli.py'),
