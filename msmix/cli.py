@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PLACES', 'SPELT', 'parse_value', 'parse_pairs', 'do_list', 'do_prepare', 'do_synth', 'do_embed', 'do_grid',
            'do_merge', 'do_unmerge', 'do_notebook', 'metrics_text', 'do_train', 'mean_sd', 'table_text', 'do_table',
-           'frames_to_csv', 'frames_to_h5', 'write_frames', 'do_predict', 'place', 'OneLineParser', 'add_train_options',
-           'add_data_options', 'slots', 'add_job_options', 'add_result_options', 'make_parser', 'command_names',
-           'spell', 'spell_out', 'where_raised', 'failure', 'main']
+           'frames_to_csv', 'frames_to_h5', 'write_frames', 'check_out', 'do_predict', 'place', 'OneLineParser',
+           'add_train_options', 'add_data_options', 'slots', 'add_job_options', 'add_result_options', 'make_parser',
+           'command_names', 'spell', 'spell_out', 'where_raised', 'failure', 'main']
 
 # %% ../nbs/50_cli.ipynb #8811611b
 import argparse, codecs, errno, json, os, sys
@@ -113,7 +113,7 @@ def do_train(args):
     settings = parse_pairs(args.set, '--set')
     from msmix.experiment import run_one
     run, path = run_one(data=args.data, backbone=args.backbone, mixer=args.mixer, seed=args.seed, variant=args.variant, results=args.results,
-                        device=args.device, threads=args.threads, save_weights=args.save_weights, settings=settings)
+                        device=args.device, threads=args.threads, save_weights=args.save_weights, settings=settings, rerun=args.rerun)
     print(metrics_text(run.score('test')))
     print(path)
 
@@ -179,19 +179,36 @@ def write_frames(
     out: Path, # .csv or .h5
 ):
     "Write predictions; `UsageError` if the place cannot be written"
-    with whole_file(out) as part: (frames_to_h5 if out.suffix=='.h5' else frames_to_csv)(frames, part)
+    with whole_file(out) as part: (frames_to_h5 if out.suffix.lower()=='.h5' else frames_to_csv)(frames, part)
+
+# %% ../nbs/50_cli.ipynb #b2f68ece
+def check_out(
+    out: Path, # .csv or .h5
+):
+    "Raise `UsageError` if something else than predictions lies there"
+    from msmix.hdf5 import NotReadableNow, check_place, open_h5
+    if not os.path.lexists(out) or check_place(out, 'file of predictions').stat().st_size==0: return
+    try:
+        if out.suffix.lower()=='.h5':
+            with open_h5(out, 'file of predictions') as f: fits = not f.attrs and all(hasattr(g, 'keys') and {*g}=={'id','pred','true'} for g in f.values())
+        else:
+            with out.open('rb') as f: fits = f.readline(99).rstrip()==b'split,id,pred,true'
+    except NotReadableNow: raise
+    except (UsageError, OSError): fits = False
+    if not fits: raise UsageError(f"'{out}' is no file of predictions and would be replaced: choose another name, or delete it first")
 
 # %% ../nbs/50_cli.ipynb #3c2e0d0a
 def do_predict(args):
     "Predictions from saved weights"
-    out = None if args.out is None else Path(args.out)
+    out = None if args.out is None else user_path(args.out, 'output')
     if out is not None:
-        choose(out.suffix, ('.csv', '.h5'), f"kind of file for '{out}'")
+        choose(out.suffix.lower(), ('.csv', '.h5'), f"kind of file for '{out}'")
         for o in (args.run, args.data):
             if out.exists() and Path(o).exists() and out.samefile(o):
                 raise UsageError(f"'{out}' is read here and would be replaced by its predictions: choose another file")
-    from msmix.experiment import predict_file
-    frames = predict_file(args.run, args.data)
+        check_out(out)
+    from msmix.predict import predict_file
+    frames = predict_file(args.run, args.data, text_encoder=args.text_encoder)
     if out is None: frames_to_csv(frames, sys.stdout)
     else: write_frames(frames, out)
 
@@ -229,6 +246,7 @@ def add_train_options(p):
     p.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ...')
     p.add_argument('--threads', type=int, metavar='N', help='CPU threads')
     p.add_argument('--save-weights', action='store_true', help='keep the weights in the run file')
+    p.add_argument('--rerun', action='store_true', help='train again a run that is there; weights that its file holds are kept')
     p.add_argument('--set', action='append', metavar='KEY=VALUE', help='change the recipe, e.g. lr=1e-3 or mixer.delta=0.3')
 
 # %% ../nbs/50_cli.ipynb #3ac3ded4
@@ -274,8 +292,9 @@ def add_result_options(add):
     "Commands that use results, and those that run notebooks"
     p = add('predict', do_predict)
     p.add_argument('run', help='run file with weights')
-    p.add_argument('--data', required=True, metavar='FILE', help='dataset file')
+    p.add_argument('--data', required=True, metavar='FILE', help='dataset file; labels and splits may be missing')
     p.add_argument('-o', '--out', metavar='OUT', help='.csv or .h5; without it CSV is printed')
+    p.add_argument('--text-encoder', metavar='NAME', help='name or folder of the text encoder, for an older run file that lacks it; it may be fetched')
     p = add('grid', do_grid)
     p.add_argument('config', help='YAML file, or the name of an experiment')
     p.add_argument('-n', '--dry-run', action='store_true', help='only show what would be done')

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'KINDS', 'Header', 'check_header', 'flat', 'check_table', 'read_rows', 'scan', 'check_range', 'read_small',
-           'token_mask', 'check_splits', 'content_sum', 'check_sum', 'new_file', 'Rounding', 'Rounded', 'write_split',
-           'check_replaced', 'write_dataset', 'read_header', 'open_dataset', 'rounding_of', 'rounding_text',
-           'side_by_side', 'read_all', 'check_dataset', 'Batch', 'Split', 'batch_sizes', 'epoch_batches',
-           'read_features', 'standardise_', 'fits', 'Dataset', 'as_split', 'load_dataset']
+           'token_mask', 'read_unlabelled', 'check_splits', 'content_sum', 'check_sum', 'new_file', 'Rounding',
+           'Rounded', 'write_split', 'check_replaced', 'write_dataset', 'read_header', 'open_dataset', 'rounding_of',
+           'rounding_text', 'side_by_side', 'read_all', 'check_dataset', 'Batch', 'Split', 'batch_sizes',
+           'epoch_batches', 'read_features', 'blocks', 'statistics_of', 'scale_', 'standardise_', 'fits', 'Dataset',
+           'as_split', 'load_dataset']
 
 # %% ../nbs/01_data.ipynb #324fff95
 import hashlib
@@ -211,21 +212,40 @@ def token_mask(
         raise UsageError(f"'text/token_mask' in {where} has shape {mask.shape}, but 'text/token_ids' has {ids.shape}: make them equal")
     return mask
 
+# %% ../nbs/01_data.ipynb #1eaf0fb7
+def read_unlabelled(
+    table: dict, # As `flat` gives it
+    header: Header,
+    where: str, # Named in the message
+    sums: dict, # Gets the SHA-256 of each array
+) -> tuple[dict, dict]: # The checked table; all but the features, as `read_small` gives it
+    "A split for prediction: its labels may be missing or NaN, and are NaN then"
+    clips = table['id'].shape[:1] if 'id' in table else (0,)
+    table = check_table({'label':np.full(clips, np.nan, np.float32), **table}, header, where)
+    labels = {k:np.ascontiguousarray(a[:], np.float32) for k,a in table.items() if k.endswith('label')}
+    rest = {k:o for k,o in table.items() if k not in labels}
+    small = read_small({**rest, 'label':np.zeros(clips, np.float32)}, header, where, sums)
+    for k,o in labels.items():
+        check_range(np.where(np.isnan(o), header.label_range[0], o), k, header, where)
+        sums[k] = hashlib.sha256(str(o.shape).encode() + o.tobytes()).hexdigest()
+    return table, small | labels
+
 # %% ../nbs/01_data.ipynb #0b1ac5cb
 def check_splits(
     shapes: dict, # split -> modality -> `(L,d)`
     ids: dict, # split -> ids
     where: str, # Named in the message
+    needed=SPLITS, # Splits that must be there
 ):
     "Refuse splits of different sizes or a missing split; warn about ids that appear twice"
-    for s in SPLITS:
+    for s in needed:
         if s not in shapes:
-            raise UsageError(f"{where} has no split '{s}': found {', '.join(shapes) or 'none'}, needed {', '.join(SPLITS)}")
+            raise UsageError(f"{where} has no split '{s}': found {', '.join(shapes) or 'none'}, needed {', '.join(needed)}")
         for m,o in shapes[s].items():
-            if o != shapes['train'][m]:
-                raise UsageError(f"'{m}/features' in {where} has (L,d) = {o} in '{s}' but {shapes['train'][m]} in 'train': "
+            if o != shapes[needed[0]][m]:
+                raise UsageError(f"'{m}/features' in {where} has (L,d) = {o} in '{s}' but {shapes[needed[0]][m]} in '{needed[0]}': "
                                  "pad or cut to one size")
-    seen = [i for s in SPLITS for i in ids[s]]
+    seen = [i for s in needed for i in ids[s]]
     twice = len(seen) - len(set(seen))
     if twice: warnings.warn(f"{where}: {twice} of {len(seen)} ids appear more than once; "
                             "if a clip is in two splits, test results are too good")
@@ -244,10 +264,13 @@ def check_sum(
     header: Header, # Its `sum` is empty where the file says none
     sums: dict, # `split/name` -> SHA-256 of the array
     where: str, # Named in the message
+    whole: bool=True, # False: labels or splits are missing, which the sum may have been made with
 ) -> str: # The content sum
     "Refuse a content sum other than the one the file says"
     found = content_sum(header, sums)
-    if header.sum and found != header.sum:
+    if header.sum and found != header.sum and not whole:
+        warnings.warn(f"{where} lacks labels or splits that were there when it was written: its content sum cannot be checked")
+    elif header.sum and found != header.sum:
         raise UsageError(f"{where} says its content sum is {header.sum[:12]}… but it is {found[:12]}…: "
                          "the file was changed after it was written, make it again")
     return found
@@ -300,10 +323,13 @@ def write_split(
     sums: dict, # Gets the SHA-256 of each array
     tick: Callable|None=None, # Called with the number of bytes after every block
     float16: bool=False, # Store the features as float16
+    complete: bool=True, # False: labels may be missing
 ) -> list[str]: # The ids
     "Write one split, block by block"
-    table = check_table(flat(split, where), header, where)
-    small = read_small(table, header, where, sums)
+    if complete:
+        table = check_table(flat(split, where), header, where)
+        small = read_small(table, header, where, sums)
+    else: table, small = read_unlabelled(flat(split, where), header, where, sums)
     for k,o in small.items():
         if k=='text/token_mask' and k not in table: continue
         group.create_dataset(k, data=o, dtype=h5py.string_dtype() if isinstance(o, list) else None)
@@ -344,6 +370,7 @@ def write_dataset(
     source_sha256: str='', # SHA-256 of that file
     synthetic: bool=False, # Made by a generator
     float16: bool=False, # Store the features as float16; how far they are off is kept beside them
+    complete: bool=True, # False: labels and splits may be missing; prediction can do without, training cannot
     tick: Callable|None=None, # Called with the number of bytes after every block, for a progress bar
 ) -> str: # The content sum
     "Check the arrays and write them as a dataset file; `UsageError` and no file if they are not right, or if what lies there would be lost"
@@ -353,11 +380,11 @@ def write_dataset(
     with new_file(path) as f:
         for s,split in splits.items() if isinstance(splits, Mapping) else splits:
             part = {}
-            ids[choose(s, SPLITS, 'split')] = write_split(f.create_group(s), split, header, f"split '{s}' for '{path}'", part, tick, float16)
+            ids[choose(s, SPLITS, 'split')] = write_split(f.create_group(s), split, header, f"split '{s}' for '{path}'", part, tick, float16, complete)
             shapes[s] = {m:f[f'{s}/{m}/features'].shape[1:] for m in header.modalities}
             sums |= {f'{s}/{k}':o for k,o in part.items()}
             del split
-        check_splits(shapes, ids, f"'{path}'")
+        check_splits(shapes, ids, f"'{path}'", SPLITS if complete else [s for s in SPLITS if s in shapes])
         header = replace(header, sum=content_sum(header, sums))
         for k,o in asdict(header).items(): f.attrs[k] = list(o) if isinstance(o, tuple) else o
     return header.sum
@@ -379,6 +406,7 @@ def read_header(
 @contextmanager
 def open_dataset(
     spec, # Path of a dataset file, or `synth:LIKE[:FRACTION[:SEED]]`
+    complete: bool=True, # False: any of the splits will do
 ):
     "The header, a flat table per split, and how to call the dataset in a message; `UsageError` if it cannot be opened"
     if str(spec).startswith('synth:') or str(spec)=='synth':
@@ -395,8 +423,8 @@ def open_dataset(
         header = read_header(f, where)
         groups = [s for s in SPLITS if isinstance(f.get(s), h5py.Group)]
         lack   = [s for s in SPLITS if s not in groups]
-        if lack: raise UsageError(f"{where} has no split '{lack[0]}': found {', '.join(f) or 'none'}, needed {', '.join(SPLITS)}")
-        yield header, {s:flat(f[s]) for s in SPLITS}, where
+        if lack and (complete or not groups): raise UsageError(f"{where} has no split '{lack[0]}': found {', '.join(f) or 'none'}, needed {', '.join(SPLITS)}")
+        yield header, {s:flat(f[s]) for s in groups}, where
 
 # %% ../nbs/01_data.ipynb #405c4ae5
 def rounding_of(
@@ -432,18 +460,24 @@ def read_all(
     tables: dict, # split -> flat table
     where: str, # Named in the message
     read: Callable, # Called with an array of features, its lengths, its name, its place and the dictionary of its sums
+    complete: bool=True, # False: labels and splits may be missing
 ) -> tuple[dict, dict, str]: # split -> all but the features; (split, modality) -> what `read` gave; the content sum
     "Check all of a dataset and read it once"
     here,sums = {s:f"split '{s}' of {where}" for s in tables},{s:{} for s in tables}
-    tables = {s:check_table(t, header, here[s]) for s,t in tables.items()}
-    small  = {s:read_small(t, header, here[s], sums[s]) for s,t in tables.items()}
+    if complete:
+        tables = {s:check_table(t, header, here[s]) for s,t in tables.items()}
+        small  = {s:read_small(t, header, here[s], sums[s]) for s,t in tables.items()}
+    else:
+        both = {s:read_unlabelled(t, header, here[s], sums[s]) for s,t in tables.items()}
+        tables, small = ({s:o[k] for s,o in both.items()} for k in (0,1))
     shapes = {s:{m:tuple(t[f'{m}/features'].shape[1:]) for m in header.modalities} for s,t in tables.items()}
-    check_splits(shapes, {s:o['id'] for s,o in small.items()}, where)
+    check_splits(shapes, {s:o['id'] for s,o in small.items()}, where, SPLITS if complete else list(tables))
     def one(key):
         s,m = key
         return read(tables[s][f'{m}/features'], small[s][f'{m}/lengths'], f'{m}/features', here[s], sums[s])
     x = side_by_side(one, [(s,m) for s in tables for m in header.modalities])
-    return small, x, check_sum(header, {f'{s}/{k}':o for s,part in sums.items() for k,o in part.items()}, where)
+    whole = len(tables)==len(SPLITS) and not any(np.isnan(o['label']).any() for o in small.values())
+    return small, x, check_sum(header, {f'{s}/{k}':o for s,part in sums.items() for k,o in part.items()}, where, whole)
 
 # %% ../nbs/01_data.ipynb #8c2d7878
 def check_dataset(
@@ -550,21 +584,45 @@ def read_features(
         else: np.multiply(b.numpy(), mask.numpy()[...,None].astype(np.float32), out=x[rows].numpy())
     return x
 
+# %% ../nbs/01_data.ipynb #46171fbd
+def blocks(
+    split: Split,
+    m: str, # Modality
+) -> Iterator[tuple[Tensor,Tensor]]: # Features `(n,L,d)` and mask `(n,L,1)`
+    "Some clips at a time"
+    return zip(split.x[m].split(512), length_mask(split.lengths[m], split.x[m].shape[1])[...,None].split(512))
+
+# %% ../nbs/01_data.ipynb #d61c0754
+def statistics_of(
+    split: Split,
+    m: str, # Modality
+) -> tuple[Tensor,Tensor]: # $\mu$ and $1/\sigma$, `(d,)`
+    "Mean and scale of the real steps of a modality"
+    x,n = split.x[m],split.lengths[m]
+    mean = sum(o.double().sum((0,1)) for o in x.split(512)) / n.sum()
+    std  = (sum(((o-mean)*k).square().sum((0,1)) for o,k in blocks(split, m)) / n.sum()).sqrt()
+    varies = std > 1e-6*mean.abs()      # below the resolution of float32 there is nothing to scale
+    return mean.float(), torch.where(varies, 1/std, 0).float()
+
+# %% ../nbs/01_data.ipynb #2e38e33c
+def scale_(
+    splits: dict[str,Split],
+    m: str, # Modality
+    mean: Tensor, scale: Tensor, # From `statistics_of`, `(d,)`
+):
+    "Scale modality `m` of all splits, in place; padding stays zero"
+    for s in splits.values():
+        for o,k in blocks(s, m): o.sub_(mean).mul_(scale).mul_(k)
+
 # %% ../nbs/01_data.ipynb #a242305b
 def standardise_(
     splits: dict[str,Split],
     m: str, # Modality
 ) -> tuple[Tensor,Tensor]: # $\mu$ and $1/\sigma$, `(d,)`
-    "Scale modality `m` of all splits, in place, by statistics of the real training steps, which are returned"
-    x,n = splits['train'].x[m],splits['train'].lengths[m]
-    parts = lambda s: zip(s.x[m].split(512), length_mask(s.lengths[m], s.x[m].shape[1])[...,None].split(512))
-    mean = sum(o.double().sum((0,1)) for o in x.split(512)) / n.sum()
-    std  = (sum(((o-mean)*k).square().sum((0,1)) for o,k in parts(splits['train'])) / n.sum()).sqrt()
-    varies = std > 1e-6*mean.abs()      # below the resolution of float32 there is nothing to scale
-    scale  = torch.where(varies, 1/std, 0).float()
-    for s in splits.values():
-        for o,k in parts(s): o.sub_(mean.float()).mul_(scale).mul_(k)
-    return mean.float(), scale
+    "Scale modality `m` of all splits, in place, by the statistics of the training split, which are returned"
+    found = statistics_of(splits['train'], m)
+    scale_(splits, m, *found)
+    return found
 
 # %% ../nbs/01_data.ipynb #dd086e71
 def fits(
@@ -589,16 +647,22 @@ class Dataset:
     splits: dict[str,Split]
     pooled: tuple[str,...] = ()  # Modalities that were averaged over time on reading
     scaling: dict[str,tuple[Tensor,Tensor]] = field(default_factory=dict)  # Standardised modality -> $\mu$, $1/\sigma$
+    encoder_sum: str|None = None # Of the weights of the text encoder whose features it holds
+
+    @property
+    def one(self) -> Split:
+        "One of the splits, which are all of one size"
+        return next(iter(self.splits.values()))
 
     @property
     def dims(self) -> dict[str,int]:
         "Width of each modality"
-        return {m: o.shape[2] if o.dim()==3 else 1 for m,o in self.splits['train'].x.items()}   # token ids: one number a step
+        return {m: o.shape[2] if o.dim()==3 else 1 for m,o in self.one.x.items()}   # token ids: one number a step
 
     @property
     def lengths(self) -> dict[str,int]:
         "Padded length of each modality"
-        return {m:o.shape[1] for m,o in self.splits['train'].x.items()}
+        return {m:o.shape[1] for m,o in self.one.x.items()}
 
     def to(self, device) -> 'Dataset':
         "The splits on `device` if they fit there, else in host memory with batches that are moved"
@@ -626,12 +690,13 @@ def load_dataset(
     device='cpu', # Where batches are used
     standardise=(), # Modalities to scale by training statistics
     pool=(), # Modalities to average over their real steps, `(N,1,d)`
+    complete: bool=True, # False: labels and splits may be missing, labels are NaN then
 ) -> Dataset:
     "Read, check and place a dataset; `UsageError` says what is wrong with it"
     def read(a, lengths, key, *rest): return read_features(a, lengths, key, *rest, pool=key.split('/')[0] in pool)
-    with open_dataset(spec) as (header,tables,where):
+    with open_dataset(spec, complete) as (header,tables,where):
         for m in (*standardise, *pool): choose(m, header.modalities, 'modality')
-        small,x,found = read_all(header, tables, where, read)
+        small,x,found = read_all(header, tables, where, read, complete)
     splits  = {s:as_split(o, {m:x[s,m] for m in header.modalities}, pool) for s,o in small.items()}
     scaling = {m: standardise_(splits, m) for m in standardise}
     return Dataset(header.name, header.modalities, header.label_range, header.language, header.source, header.synthetic,

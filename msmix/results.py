@@ -9,7 +9,7 @@ __all__ = ['ATTRIBUTES', 'Whole', 'Name', 'Shown', 'Ends', 'Counts', 'PACK_ABOVE
            'as_name', 'as_seed', 'check_name', 'check_shown', 'check_rising', 'ConfigRules', 'RunRules', 'check_rules',
            'Content', 'read_array', 'read_content', 'content_part', 'part_sum', 'check_sums', 'check_array', 'below',
            'split_of', 'read_predictions', 'check_weights', 'from_json', 'read_encoder', 'write_sums', 'write_array',
-           'write_run', 'run_of', 'read_run', 'file_identity', 'check_target', 'save_run', 'load_run',
+           'write_run', 'run_of', 'read_run', 'file_identity', 'check_target', 'holds_weights', 'save_run', 'load_run',
            'run_differences', 'runs_within', 'is_merged', 'entries', 'run_files', 'placed', 'iter_merged', 'iter_runs',
            'run_rows', 'stale_runs', 'runs_frame', 'load_runs', 'missing_runs', 'asked_for', 'runs_held', 'merge_runs',
            'unmerge_runs']
@@ -618,14 +618,28 @@ def check_target(
     try: check_writable(path)
     except UsageError as e: raise UsageError(f"results cannot be written to {printable(path.parent)} ({e}): choose another results folder") from e
 
+# %% ../nbs/32_results.ipynb #183d9cf6
+def holds_weights(
+    path, # Of a run file, present or to be
+) -> bool:
+    "Does a run file with weights lie there? `NotReadableNow` where that cannot be told"
+    if not Path(path).exists(): return False
+    try:
+        with open_h5(path, 'run file', inside=False) as f: return 'state' in f
+    except NotReadableNow: raise
+    except UsageError: return False
+
 # %% ../nbs/32_results.ipynb #b6a9d0cd
 def save_run(
     run: Run,
     results, # Folder of results
+    drop_weights: bool=False, # May a file that holds weights be replaced by one that does not?
 ) -> Path: # Of the run file
-    "Write the run file, replacing one of the same identity; raise `UsageError` if another one's lies there"
+    "Write the run file, replacing one of the same identity; raise `UsageError` if another one's lies there, or if weights would be lost"
     path = run_path(results, *run.key)
     check_target(path, run.identity)
+    if run.state is None and not drop_weights and holds_weights(path):
+        raise UsageError(f"{path} holds weights, which would be lost: save the run with its weights, or allow it with drop_weights=True")
     if path.exists() and file_identity(path) is None: warnings.warn(f'{path} was not a whole run file and is replaced')
     with whole_file(path) as part, h5py.File(part, 'w') as f: write_run(f, run)
     return path

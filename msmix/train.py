@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['LOSSES', 'BINS', 'predictor', 'modal_losses', 'clean_and_mixed', 'Step', 'train_step', 'total_loss', 'loss_weights',
            'make_optimiser', 'cosine_factor', 'make_schedule', 'advance', 'epoch_means', 'histogram', 'Steps', 'Passes',
-           'on_device', 'Resumable', 'Trainer']
+           'on_device', 'check_like', 'check_history', 'check_moments', 'Resumable', 'Trainer']
 
 # %% ../nbs/30_train.ipynb #3971607d
-import copy, math, time
+import copy, math, time, warnings
 from functools import partial
 from typing import NamedTuple
 import torch
@@ -272,6 +272,45 @@ def on_device(
     "All batches of an epoch in one transfer"
     return torch.cat(batches).to(split.y.device).split([len(o) for o in batches])
 
+# %% ../nbs/30_train.ipynb #bf0b6ac0
+def check_like(
+    found: dict, # Tensors by name
+    own: dict, # What they will replace
+):
+    "Raise `ValueError` unless names, shapes and types are equal, and numbers finite where ours are"
+    if found.keys()!=own.keys(): raise ValueError('other names')
+    for k,o in own.items():
+        if (found[k].shape, found[k].dtype)!=(o.shape, o.dtype): raise ValueError(f'{k} has another shape or type')
+        if o.isfinite().all() and not found[k].isfinite().all(): raise ValueError(f'{k} holds NaN or infinity')
+
+# %% ../nbs/30_train.ipynb #139e5aa6
+def check_history(
+    history: dict, # Name -> a value per epoch
+    watched: dict, # Name -> a histogram per epoch
+    seconds: float, # Trained so far
+    most: int, # Epochs
+):
+    "Raise `ValueError` unless these belong to a run of 1 to `most` epochs"
+    n, number = len(history['valid_loss']), lambda o: type(o) is float and math.isfinite(o)
+    values = lambda v: type(v) is list and len(v)==n and all(map(number, v))
+    counts = lambda o: o.shape==(BINS,) and o.dtype==torch.int64 and bool((o>=0).all())
+    bins = lambda v: type(v) is list and len(v)==n and all(map(counts, v))
+    named = all(type(k) is str for k in (*history, *watched))
+    if not (1<=n<=most and named and all(map(values, history.values())) and all(map(bins, watched.values())) and number(seconds) and seconds>=0):
+        raise ValueError('this is no history')
+
+# %% ../nbs/30_train.ipynb #4577025b
+def check_moments(
+    moments: dict, # What an optimiser keeps, by the number of the parameter
+    params: list, # Parameters in its order
+):
+    "Raise `ValueError` unless Adam could have kept this"
+    if not moments: raise ValueError('no step was made')
+    for k,o in moments.items():
+        if type(k) is not int or not 0<=k<len(params): raise ValueError(f'there is no parameter {k}')
+        check_like(o, {'step':torch.zeros(()), 'exp_avg':params[k].detach(), 'exp_avg_sq':params[k].detach()})
+        if o['step']<1 or (o['exp_avg_sq']<0).any(): raise ValueError(f'the moments of parameter {k} are impossible')
+
 # %% ../nbs/30_train.ipynb #5990eee2
 class Resumable(Passes):
     "Passes whose state can be taken out and put back"
@@ -284,28 +323,53 @@ class Resumable(Passes):
 
     def snapshot(self) -> dict:
         "All that the next epoch depends on, and what was found so far"
-        found = {k: getattr(self, k) for k in ('history','watched','kept','epochs','best_epoch','best','seconds')}
-        parts = {k: getattr(self, k).state_dict() for k in ('backbone','mixer','optimiser','schedule')}
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type=='cuda' else None
-        return dict(found=found, parts=parts, order=self.order.get_state(), draws=self.mixer.random_state(), random=torch.get_rng_state(), cuda=cuda)
+        return dict(history=self.history, watched=self.watched, seconds=self.seconds, kept=self.kept, weights=self.weights_now(),
+                    moments=self.optimiser.state_dict()['state'], order=self.order.get_state(), draws=self.mixer.random_state(),
+                    random=torch.get_rng_state(), cuda=cuda)
 
     def weights_now(self) -> dict:
         "A copy of the weights of backbone and mixer"
         return {k: copy.deepcopy(getattr(self, k).state_dict()) for k in ('backbone','mixer')}
 
+    def check(self, state: dict):
+        "Raise an exception unless this is a snapshot of this run; nothing is changed"
+        check_history(state['history'], state['watched'], state['seconds'], self.recipe.max_epochs)
+        own = self.weights_now()
+        for found in (state['kept'], state['weights']):
+            if found.keys()!=own.keys(): raise ValueError('other parts')
+            for k,o in own.items(): check_like(found[k], {n: p.cpu() for n,p in o.items()})
+        check_moments(state['moments'], [p.cpu() for g in self.optimiser.param_groups for p in g['params']])
+        copy.deepcopy(self.mixer).set_random_state(state['draws'])
+        for o in (state['order'], state['random']): torch.Generator().set_state(o)
+        if self.device.type=='cuda': torch.Generator(self.device).set_state(state['cuda'])
+
     def restore(self, state: dict):
-        "Go on from a snapshot"
-        for k,o in state['found'].items(): setattr(self, k, o)
-        own = {k: o for k,o in self.schedule.state_dict().items() if k=='base_lrs'}       # tensors or numbers, as `begin` made them
-        for k,o in state['parts'].items(): getattr(self, k).load_state_dict({**o, **own} if k=='schedule' else o)
-        for g in self.optimiser.param_groups:                  # whether steps are captured is this call's own business
-            lr = float(g['lr'])
-            g.update(capturable=self.capture, lr=torch.tensor(lr, device=self.device) if self.capture else lr)
+        "Go on from a snapshot, after `begin`"
+        self.history, self.watched, self.seconds, self.kept = (state[k] for k in ('history','watched','seconds','kept'))
+        losses = self.history.get('valid_loss', [])
+        self.epochs, self.best = len(losses), min(losses, default=math.inf)
+        self.best_epoch = losses.index(self.best)+1 if losses else 0
+        for k,o in state['weights'].items(): getattr(self, k).load_state_dict(o)
+        with warnings.catch_warnings():                        # no step was made yet, says PyTorch
+            warnings.simplefilter('ignore')
+            for loss in losses: advance(self.schedule, loss)
+        self.optimiser.load_state_dict({'state':state['moments'], 'param_groups':self.optimiser.state_dict()['param_groups']})
         self.order.set_state(state['order'])
         self.mixer.set_random_state(state['draws'])
         torch.set_rng_state(state['random'])
-        if state['cuda'] is not None: torch.cuda.set_rng_state(state['cuda'], self.device)
-        self.taken = None
+        if self.device.type=='cuda': torch.cuda.set_rng_state(state['cuda'], self.device)
+
+    def resume(self, checkpoint: Checkpoint) -> bool:
+        "Go on from a checkpoint, if there is one of this run"
+        state = checkpoint.load()
+        if state is None: return False
+        try: self.check(state)
+        except Exception as e:                                 # whatever is wrong with it, the run can do without
+            warnings.warn(f'the checkpoint {checkpoint.path} is not one of this run ({type(e).__name__}: {e}): the run starts from the beginning')
+            return False
+        self.restore(state)
+        return True
 
 # %% ../nbs/30_train.ipynb #cbaf4a03
 class Trainer(Resumable):
@@ -337,9 +401,7 @@ class Trainer(Resumable):
             raise UsageError(f"training needs batches of two clips or more, found {len(train)} clips and batch_size {self.recipe.batch_size}: "
                              "use more data or a larger batch_size")
         self.begin(seed)
-        if checkpoint and (state := checkpoint.load()):
-            self.restore(state)
-            print(f'goes on from epoch {self.epochs}', flush=True)
+        if checkpoint and self.resume(checkpoint): print(f'goes on from epoch {self.epochs}', flush=True)
         started = time.perf_counter()-self.seconds
         bar = tqdm(range(self.epochs, self.recipe.max_epochs), desc='epochs', disable=not progress, mininterval=1,
                    initial=self.epochs, total=self.recipe.max_epochs)
