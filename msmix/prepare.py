@@ -211,7 +211,7 @@ def whole_numbers(
         raise UsageError(f"'{key}' in {where} holds {n.dtype} values: whole numbers are needed")
     return np.clip(n, -1, 2**62).astype(np.int64)
 
-# %% ../nbs/01a_prepare.ipynb #5a98b3a8
+# %% ../nbs/01a_prepare.ipynb #c9ebab68
 def locate(
     filled: np.ndarray, # `(N,L)` bool
     n: np.ndarray|None, # Lengths of the file, from 1 to L
@@ -249,7 +249,7 @@ def check_keys(
         if data[a] is data[b]: raise UsageError(f"splits '{a}' and '{b}' of {where} are one and the same: results on one would be "
                                                 "results on the other, save three different splits")
 
-# %% ../nbs/01a_prepare.ipynb #2c1c9782
+# %% ../nbs/01a_prepare.ipynb #ee06a722
 def as_text(
     o, # Text, bytes or number; None and NaN are no text
 ) -> str:
@@ -261,7 +261,7 @@ def as_text(
     if isinstance(o, (str,int,float,np.generic)): return str(o)
     raise TypeError(type(o).__name__)
 
-# %% ../nbs/01a_prepare.ipynb #1ce4e4b6
+# %% ../nbs/01a_prepare.ipynb #f8906331
 def recovered(
     texts: list[str],
 ) -> list[str]: # The same list where nothing is to be recovered
@@ -271,7 +271,7 @@ def recovered(
     except UnicodeDecodeError: return texts
     return [fixed.get(o, o) for o in texts] if odd else texts
 
-# %% ../nbs/01a_prepare.ipynb #47f1cb6c
+# %% ../nbs/01a_prepare.ipynb #52c9724d
 def read_texts(
     o, # List or array of texts
     key: str, # Its name in the pickle
@@ -292,7 +292,7 @@ def read_texts(
     if (out := recovered(first)) is not first: report.say(f'{key}: UTF-8 that Python 2 wrote as bytes, read as such')
     return out
 
-# %% ../nbs/01a_prepare.ipynb #2563b056
+# %% ../nbs/01a_prepare.ipynb #6e31e431
 def read_ids(
     split: dict, # One split of the pickle; `id` and `raw_text` are taken out
     where: str, # Named in the message
@@ -335,11 +335,12 @@ def read_labels(
         except ValueError as e:
             raise UsageError(f"'regression_labels' in {where} holds texts such as '{first[:40]}': numbers are needed, give each class its number") from e
         report.say('regression_labels: numbers written as text')
-    if a.size != len(a): raise UsageError(f"'regression_labels' in {where} has shape {a.shape}: one number per clip is needed, "
+    if a.dtype.kind not in 'iuf': raise UsageError(f"'regression_labels' in {where} holds {a.dtype} values: numbers are needed")
+    if a.ndim==0 or a.size!=len(a): raise UsageError(f"'regression_labels' in {where} has shape {a.shape}: one number per clip is needed, "
                                           "of one-hot rows the number of the class (argmax)")
     return a.reshape(-1)
 
-# %% ../nbs/01a_prepare.ipynb #4c0d1680
+# %% ../nbs/01a_prepare.ipynb #7bf185a4
 def labelled(
     split: dict, # One split of the pickle; its `mask` is taken out
     n: int, # Clips
@@ -385,7 +386,7 @@ class Part:
         "The number in the pickle of clip `k`"
         return k if self.keep is None else int(self.keep[k])
 
-# %% ../nbs/01a_prepare.ipynb #cbba8250
+# %% ../nbs/01a_prepare.ipynb #d96fc1b3
 def read_part(
     split: dict, # One split of the pickle; it is emptied
     where: str, # Named in the message
@@ -408,10 +409,12 @@ def read_part(
         if split.get(k) is not None: n[m] = kept(whole_numbers(take(k), k, where), f'{m}/lengths')
         label = modality_label(split.pop(f'regression_labels_{m[0].upper()}', None))
         if label is not None: small[f'{m}/label'] = kept(label, f'{m}/label')
+        if label is not None and label.dtype.kind=='f' and np.isnan(label).any():
+            report.say(f"{m}: {np.isfinite(small[f'{m}/label']).sum()} of {len(small['label'])} clips of {where} have a label of their own")
     tokens = kept(take('text_bert'), 'text_bert') if split.get('text_bert') is not None else None
     return Part(where, small, x, filled, n, tokens, keep)
 
-# %% ../nbs/01a_prepare.ipynb #286e2328
+# %% ../nbs/01a_prepare.ipynb #f7e4fb83
 def shared_clips(
     a: Part,
     b: Part,
@@ -422,7 +425,7 @@ def shared_clips(
     pairs = ((first.get(hash(sample(b, i))), i) for i in range(len(b.x['text'])))
     return sum(all(np.array_equal(a.x[m][i], b.x[m][k]) for m in a.x) for i,k in pairs if i is not None)
 
-# %% ../nbs/01a_prepare.ipynb #005f6f2b
+# %% ../nbs/01a_prepare.ipynb #5cc45a42
 def read_parts(
     data: dict, # What the pickle holds; it is emptied
     where: str, # The file, for messages
@@ -444,7 +447,7 @@ def read_parts(
                             f"results on '{b}' are too good")
     return parts
 
-# %% ../nbs/01a_prepare.ipynb #50b13601
+# %% ../nbs/01a_prepare.ipynb #67830b59
 def read_tokens(
     parts: dict[str,Part], # They get `text/token_ids` and `text/token_mask`
     where: str, # The file, for messages
@@ -477,7 +480,7 @@ def read_tokens(
         p.tokens = None
     return mask.sum(1)
 
-# %% ../nbs/01a_prepare.ipynb #272ebd3c
+# %% ../nbs/01a_prepare.ipynb #fd0b7349
 def text_lengths(
     filled: np.ndarray, # `(N,L)` bool
     own: np.ndarray|None, # `text_lengths`
@@ -492,7 +495,7 @@ def text_lengths(
     short = (n - by_values(filled).n).sum() > WARN*n.sum()
     return (None, 'the values, since its steps are not the tokens') if short and not outside(filled, w) else (tokens, 'the mask of the tokens')
 
-# %% ../nbs/01a_prepare.ipynb #f05f29bb
+# %% ../nbs/01a_prepare.ipynb #e4f13ee6
 def blank_steps(
     filled: np.ndarray, # `(N,L)` bool
     w: Window,
@@ -503,7 +506,7 @@ def blank_steps(
     after  = np.clip(w.start+w.n - np.maximum(at.start+at.n, w.start), 0, w.n).sum()
     return before/max(1, w.n.sum()), after/max(1, w.n.sum())
 
-# %% ../nbs/01a_prepare.ipynb #f051ed9c
+# %% ../nbs/01a_prepare.ipynb #a02e2718
 def settle(
     m: str, # Modality
     parts: dict[str,Part], # They get the window, lengths of the file among the arrays where those of the values are used
@@ -527,7 +530,10 @@ def settle(
     if not filled.any(): warnings.warn(f'{key} holds no value other than 0')
     elif before > STOP: warnings.warn(f'{key}: {before:.0%} of the steps inside the lengths are zeros before the first value of a clip'
                                       f"{'; if they are padding, --lengths values may find the clips' if trust!='values' else ''}")
-    elif after > STOP: report.say(f'{m}: {after:.0%} of the steps inside the lengths are zeros after the last value of a clip')
+    elif after > STOP:
+        text = f'{m}: {after:.0%} of the steps inside the lengths are zeros after the last value of a clip'
+        if report.clipped[m]: warnings.warn(f'{text}, and some lengths are above L={L}: are they counted in other steps? --lengths values goes by the values')
+        else: report.say(text)
     w = Window(w.start, np.maximum(w.n, 1))
     other = not from_file and given is not None and ((w.n!=given).any() or w.start.any())
     if other: report.say(f'{m}: the lengths of the file differ in {(w.n!=given).sum()} of {len(w.n)} clips'
@@ -538,7 +544,7 @@ def settle(
         p.small |= {f'{m}/lengths':k} | ({f'{m}/file_lengths':old} if other else {}) | ({f'{m}/moved':start} if other and w.start.any() else {})
     return w
 
-# %% ../nbs/01a_prepare.ipynb #fb5f7d04
+# %% ../nbs/01a_prepare.ipynb #a7b0430d
 def settle_all(
     parts: dict[str,Part],
     trust: str, # See `locate`
@@ -560,7 +566,7 @@ def settle_all(
         w = settle(m, parts, n, origin, trust, where, report)
         if m=='text': text = w
 
-# %% ../nbs/01a_prepare.ipynb #165f9757
+# %% ../nbs/01a_prepare.ipynb #2a7cd543
 def convert(
     part: Part,
     report: Report, # Gets the counts
@@ -568,7 +574,7 @@ def convert(
     "A split with its features as they are cleaned on the way"
     return part.small | {f'{m}/features':Cleaned(a, part.window[m], m, report, part.keep) for m,a in part.x.items()}
 
-# %% ../nbs/01a_prepare.ipynb #6b6a64ea
+# %% ../nbs/01a_prepare.ipynb #67cf8a08
 def check_wide_range(
     y: np.ndarray, # Labels of all splits
     label_range: tuple, # Lowest and highest label
