@@ -211,7 +211,7 @@ def whole_numbers(
         raise UsageError(f"'{key}' in {where} holds {n.dtype} values: whole numbers are needed")
     return np.clip(n, -1, 2**62).astype(np.int64)
 
-# %% ../nbs/01a_prepare.ipynb #c9ebab68
+# %% ../nbs/01a_prepare.ipynb #eaa7da8e
 def locate(
     filled: np.ndarray, # `(N,L)` bool
     n: np.ndarray|None, # Lengths of the file, from 1 to L
@@ -249,7 +249,7 @@ def check_keys(
         if data[a] is data[b]: raise UsageError(f"splits '{a}' and '{b}' of {where} are one and the same: results on one would be "
                                                 "results on the other, save three different splits")
 
-# %% ../nbs/01a_prepare.ipynb #ee06a722
+# %% ../nbs/01a_prepare.ipynb #e9f6a7e3
 def as_text(
     o, # Text, bytes or number; None and NaN are no text
 ) -> str:
@@ -261,7 +261,7 @@ def as_text(
     if isinstance(o, (str,int,float,np.generic)): return str(o)
     raise TypeError(type(o).__name__)
 
-# %% ../nbs/01a_prepare.ipynb #f8906331
+# %% ../nbs/01a_prepare.ipynb #084280bb
 def recovered(
     texts: list[str],
 ) -> list[str]: # The same list where nothing is to be recovered
@@ -271,7 +271,7 @@ def recovered(
     except UnicodeDecodeError: return texts
     return [fixed.get(o, o) for o in texts] if odd else texts
 
-# %% ../nbs/01a_prepare.ipynb #52c9724d
+# %% ../nbs/01a_prepare.ipynb #aedf476d
 def read_texts(
     o, # List or array of texts
     key: str, # Its name in the pickle
@@ -292,7 +292,7 @@ def read_texts(
     if (out := recovered(first)) is not first: report.say(f'{key}: UTF-8 that Python 2 wrote as bytes, read as such')
     return out
 
-# %% ../nbs/01a_prepare.ipynb #6e31e431
+# %% ../nbs/01a_prepare.ipynb #75ed665d
 def read_ids(
     split: dict, # One split of the pickle; `id` and `raw_text` are taken out
     where: str, # Named in the message
@@ -340,7 +340,7 @@ def read_labels(
                                           "of one-hot rows the number of the class (argmax)")
     return a.reshape(-1)
 
-# %% ../nbs/01a_prepare.ipynb #7bf185a4
+# %% ../nbs/01a_prepare.ipynb #f98fb247
 def labelled(
     split: dict, # One split of the pickle; its `mask` is taken out
     n: int, # Clips
@@ -386,7 +386,7 @@ class Part:
         "The number in the pickle of clip `k`"
         return k if self.keep is None else int(self.keep[k])
 
-# %% ../nbs/01a_prepare.ipynb #d96fc1b3
+# %% ../nbs/01a_prepare.ipynb #2c58a0f5
 def read_part(
     split: dict, # One split of the pickle; it is emptied
     where: str, # Named in the message
@@ -414,7 +414,7 @@ def read_part(
     tokens = kept(take('text_bert'), 'text_bert') if split.get('text_bert') is not None else None
     return Part(where, small, x, filled, n, tokens, keep)
 
-# %% ../nbs/01a_prepare.ipynb #f7e4fb83
+# %% ../nbs/01a_prepare.ipynb #bb2aa258
 def shared_clips(
     a: Part,
     b: Part,
@@ -425,7 +425,7 @@ def shared_clips(
     pairs = ((first.get(hash(sample(b, i))), i) for i in range(len(b.x['text'])))
     return sum(all(np.array_equal(a.x[m][i], b.x[m][k]) for m in a.x) for i,k in pairs if i is not None)
 
-# %% ../nbs/01a_prepare.ipynb #5cc45a42
+# %% ../nbs/01a_prepare.ipynb #07e638a4
 def read_parts(
     data: dict, # What the pickle holds; it is emptied
     where: str, # The file, for messages
@@ -447,7 +447,7 @@ def read_parts(
                             f"results on '{b}' are too good")
     return parts
 
-# %% ../nbs/01a_prepare.ipynb #67830b59
+# %% ../nbs/01a_prepare.ipynb #67d00b71
 def read_tokens(
     parts: dict[str,Part], # They get `text/token_ids` and `text/token_mask`
     where: str, # The file, for messages
@@ -480,7 +480,7 @@ def read_tokens(
         p.tokens = None
     return mask.sum(1)
 
-# %% ../nbs/01a_prepare.ipynb #fd0b7349
+# %% ../nbs/01a_prepare.ipynb #d1bb952b
 def text_lengths(
     filled: np.ndarray, # `(N,L)` bool
     own: np.ndarray|None, # `text_lengths`
@@ -495,7 +495,7 @@ def text_lengths(
     short = (n - by_values(filled).n).sum() > WARN*n.sum()
     return (None, 'the values, since its steps are not the tokens') if short and not outside(filled, w) else (tokens, 'the mask of the tokens')
 
-# %% ../nbs/01a_prepare.ipynb #e4f13ee6
+# %% ../nbs/01a_prepare.ipynb #8159eb80
 def blank_steps(
     filled: np.ndarray, # `(N,L)` bool
     w: Window,
@@ -506,7 +506,7 @@ def blank_steps(
     after  = np.clip(w.start+w.n - np.maximum(at.start+at.n, w.start), 0, w.n).sum()
     return before/max(1, w.n.sum()), after/max(1, w.n.sum())
 
-# %% ../nbs/01a_prepare.ipynb #a02e2718
+# %% ../nbs/01a_prepare.ipynb #00246059
 def settle(
     m: str, # Modality
     parts: dict[str,Part], # They get the window, lengths of the file among the arrays where those of the values are used
@@ -515,11 +515,12 @@ def settle(
     trust: str, # See `locate`
     where: str, # The file, for messages
     report: Report, # Told what is found
+    window: Window|None=None, # Where the clips lie, if that is known
 ) -> Window: # The clips of all splits
     "Where the clips of a modality lie; what contradicts is refused, warned of or counted"
     filled, key = np.concatenate([p.filled[m] for p in parts.values()]), f"'{m}' in {where}"
     L, given = filled.shape[1], None if n is None else np.clip(n, 1, filled.shape[1])
-    w, from_file = locate(filled, given, trust)
+    w, from_file = (window, True) if window else locate(filled, given, trust)
     if from_file and not trust: check_lengths(filled, w, key)
     if from_file: report.clipped[m] += int((n>L).sum())
     report.empty[m] += int(((n if from_file else w.n) < 1).sum())
@@ -544,7 +545,7 @@ def settle(
         p.small |= {f'{m}/lengths':k} | ({f'{m}/file_lengths':old} if other else {}) | ({f'{m}/moved':start} if other and w.start.any() else {})
     return w
 
-# %% ../nbs/01a_prepare.ipynb #a7b0430d
+# %% ../nbs/01a_prepare.ipynb #97f68d42
 def settle_all(
     parts: dict[str,Part],
     trust: str, # See `locate`
@@ -563,10 +564,10 @@ def settle_all(
         if n is None and m!='text':
             aligned = trust in ('','file','published') and aligned_with(filled, text, parts['train'].filled['text'].shape[1])
             n, origin = (text.n, 'the text, with which it is aligned') if aligned else (None, 'the values')
-        w = settle(m, parts, n, origin, trust, where, report)
+        w = settle(m, parts, n, origin, trust, where, report, text if 'aligned' in origin else None)
         if m=='text': text = w
 
-# %% ../nbs/01a_prepare.ipynb #2a7cd543
+# %% ../nbs/01a_prepare.ipynb #bcded51d
 def convert(
     part: Part,
     report: Report, # Gets the counts
@@ -574,7 +575,7 @@ def convert(
     "A split with its features as they are cleaned on the way"
     return part.small | {f'{m}/features':Cleaned(a, part.window[m], m, report, part.keep) for m,a in part.x.items()}
 
-# %% ../nbs/01a_prepare.ipynb #67cf8a08
+# %% ../nbs/01a_prepare.ipynb #1054e16b
 def check_wide_range(
     y: np.ndarray, # Labels of all splits
     label_range: tuple, # Lowest and highest label
