@@ -30,8 +30,8 @@ from .files import path_part, whole_file
 
 # %% ../nbs/01_data.ipynb #60a08862
 SPLITS = ('train', 'valid', 'test')
-KINDS = {'features':(3,np.float32), 'label':(1,np.float32), 'lengths':(1,np.int64), 'file_lengths':(1,np.int64), 'moved':(1,np.int64),
-         'id':(1,None), 'raw_text':(1,None),
+KINDS = {'features':(3,np.float32), 'label':(1,np.float32), 'lengths':(1,np.int64),
+         'file_lengths':(1,np.int64), 'moved':(1,np.int64), 'id':(1,None), 'raw_text':(1,None),
          'token_ids':(2,np.int64), 'token_mask':(2,np.bool_)}    # last part of the name: rank, type once loaded
 
 # %% ../nbs/01_data.ipynb #e9b7558f
@@ -95,7 +95,8 @@ def check_table(
 ) -> dict: # The arrays that the layout knows
     "Refuse a split with missing arrays, wrong types, wrong ranks or different numbers of clips"
     need  = ['label', 'id'] + [f'{m}/{k}' for m in header.modalities for k in ('features','lengths')]
-    known = need + ['raw_text', 'text/token_ids', 'text/token_mask'] + [f'{m}/{k}' for m in header.modalities for k in ('label','file_lengths','moved')]
+    known = need + ['raw_text', 'text/token_ids', 'text/token_mask']
+    known += [f'{m}/{k}' for m in header.modalities for k in ('label','file_lengths','moved')]
     for k in need:
         if k not in table: raise UsageError(f"{where} lacks '{k}': found {', '.join(sorted(table)) or 'nothing'}")
     table = {k:table[k] for k in known if k in table}
@@ -177,7 +178,8 @@ def check_texts(
     "Refuse texts that HDF5 cannot keep: with a NUL character, or with half of a surrogate pair"
     for i,o in enumerate(texts):
         if '\0' in o or any('\ud800'<=c<='\udfff' for c in o):
-            raise UsageError(f"'{key}' in {where} has {o[:40]!a} in row {i}: texts with NUL characters or broken Unicode cannot be stored")
+            raise UsageError(f"'{key}' in {where} has {o[:40]!a} in row {i}: "
+                             "texts with NUL characters or broken Unicode cannot be stored")
 
 # %% ../nbs/01_data.ipynb #01e1382f
 def read_small(
@@ -203,7 +205,8 @@ def read_small(
             raise UsageError(f"'{m}/lengths' in {where} has {n[bad[0]]} in row {bad[0]}: every clip has from 1 to L={L} real steps")
         for k,(lo,hi) in {'file_lengths':(1,L), 'moved':(0,L-1)}.items():
             o = out.get(f'{m}/{k}', np.array([lo]))
-            if o.min()<lo or o.max()>hi: raise UsageError(f"'{m}/{k}' in {where} holds numbers from {o.min()} to {o.max()}: {lo} to {hi} are possible")
+            if o.min()<lo or o.max()>hi:
+                raise UsageError(f"'{m}/{k}' in {where} holds numbers from {o.min()} to {o.max()}: {lo} to {hi} are possible")
     if 'text/token_ids' in out: out['text/token_mask'] = token_mask(out, where)
     return out
 
@@ -672,7 +675,8 @@ def load_dataset(
     choose(lengths, ('values','file'), 'kind of lengths')
     if lengths=='file': check_dataset(spec)
     with open_dataset(spec) as (header,tables,where):
-        if lengths=='file': header, tables = replace(header, sum=''), {s:as_in_source(t, header.modalities) for s,t in tables.items()}
+        if lengths=='file':
+            header, tables = replace(header, sum=''), {s:as_in_source(t, header.modalities) for s,t in tables.items()}
         for m in (*standardise, *pool): choose(m, header.modalities, 'modality')
         small,x,found = read_all(header, tables, where, read)
     splits  = {s:as_split(o, {m:x[s,m] for m in header.modalities}, pool) for s,o in small.items()}

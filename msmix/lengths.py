@@ -96,7 +96,7 @@ def shows_padding(
 TRUST = ('file', 'values', 'full')
 
 # %% ../nbs/01d_lengths.ipynb #ebb8c712
-REMEDY = ("say which to trust: --lengths values (to the last step that is not zero), --lengths file (what the file says) "
+REMEDY = ("say which to trust: --lengths values (to the last step that is not zero), --lengths file (what it says) "
           "or --lengths full (all L steps)")
 
 # %% ../nbs/01d_lengths.ipynb #8ae9eaca
@@ -152,7 +152,7 @@ def unfit_masks(
 # %% ../nbs/01d_lengths.ipynb #30f02038
 def token_rows(
     a: np.ndarray, # `text_bert`
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]: # Ids, mask, clips whose mask does not fit, and what was turned round
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]: # Ids, mask, clips whose mask does not fit, what was turned
     "Ids and mask in the order and layout in which they fit each other; as they stand if none does"
     layouts = [(a, '')] if a.shape[1]==3 else []
     layouts += [(a.transpose(0,2,1), 'stored as (N,L,3)')] if a.shape[2]==3 else []

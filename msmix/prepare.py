@@ -6,8 +6,8 @@
 __all__ = ['KNOWN', 'PUBLISHED', 'ALLOWED', 'NEED', 'published_as', 'latin1', 'ArrayUnpickler', 'Counted', 'load_pickle', 'zeros',
            'Report', 'Cleaned', 'whole_numbers', 'locate', 'check_keys', 'as_text', 'recovered', 'read_texts',
            'read_ids', 'as_array', 'read_labels', 'labelled', 'modality_label', 'Part', 'read_part', 'shared_clips',
-           'read_parts', 'read_tokens', 'text_lengths', 'blank_steps', 'settle', 'settle_all', 'convert',
-           'check_wide_range', 'check_target', 'bar', 'prepare']
+           'read_parts', 'read_tokens', 'text_lengths', 'blank_steps', 'tell_blanks', 'place', 'settle', 'settle_all',
+           'convert', 'check_wide_range', 'check_target', 'bar', 'prepare']
 
 # %% ../nbs/01a_prepare.ipynb #146a7b89
 import hashlib
@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 from .core import UsageError, choose
-from .data import SPLITS, Header, check_header, check_replaced, check_splits, check_texts, rounding_of, rounding_text, write_dataset
-from .lengths import (STOP, TRUST, WARN, Window, aligned_with, begin_at, by_lengths, by_values, check_lengths, contradiction, extent,
-                           filled_steps, fits_tokens, outside, token_rows)
+from .data import (SPLITS, Header, check_header, check_replaced, check_splits, check_texts, rounding_of, rounding_text,
+                        write_dataset)
+from .lengths import (STOP, TRUST, WARN, Window, aligned_with, begin_at, by_lengths, by_values, check_lengths, contradiction,
+                           extent, filled_steps, fits_tokens, outside, token_rows)
 
 # %% ../nbs/01a_prepare.ipynb #2399f0a9
 KNOWN = {'mosi':((-3.,3.), 'en'), 'mosei':((-3.,3.), 'en'), 'sims':((-1.,1.), 'zh')}    # label range, language
@@ -167,7 +168,8 @@ class Report:
         lines += [f'  left out {k} unlabelled clips of {n} in {s}' for s,(k,n) in self.left_out.items()]
         lines += [f"  {m}: L={L}, d={d}, lengths from {self.lengths.get(m, 'the file')}" for m,(L,d) in self.shapes.items()]
         lines += [f'  {m}: {getattr(self, k)[m]} {text}' for k,text in what.items() for m in self.shapes if getattr(self, k)[m]]
-        lines += [f'  {m}: {k} of {n} steps with values ({k/n:.1%}) lie outside the lengths' for m,(k,n) in self.outside.items() if k]
+        lines += [f'  {m}: {k} of {n} steps with values ({k/n:.1%}) lie outside the lengths'
+                  for m,(k,n) in self.outside.items() if k]
         lines += [f'  {o}' for o in self.notes]
         lines += [rounding_text(self.rounding)] if self.rounding else []
         lines += [f"  source SHA-256 {self.source_sha256}{f', published as {self.published}' if self.published else ''}"]
@@ -189,7 +191,8 @@ class Cleaned:
         self.shape = (len(window.n), *a.shape[1:])
 
     def __getitem__(self, rows:slice) -> np.ndarray:
-        with np.errstate(over='ignore', invalid='ignore'): b = np.array(self.a[rows if self.keep is None else self.keep[rows]], np.float32)
+        of = rows if self.keep is None else self.keep[rows]
+        with np.errstate(over='ignore', invalid='ignore'): b = np.array(self.a[of], np.float32)
         bad = ~np.isfinite(b)
         b[bad] = 0
         b = begin_at(b, self.window.start[rows])
@@ -211,7 +214,7 @@ def whole_numbers(
         raise UsageError(f"'{key}' in {where} holds {n.dtype} values: whole numbers are needed")
     return np.clip(n, -1, 2**62).astype(np.int64)
 
-# %% ../nbs/01a_prepare.ipynb #eaa7da8e
+# %% ../nbs/01a_prepare.ipynb #56173308
 def locate(
     filled: np.ndarray, # `(N,L)` bool
     n: np.ndarray|None, # Lengths of the file, from 1 to L
@@ -246,10 +249,11 @@ def check_keys(
                                   "extract it, or write the modalities you have with msmix.data.write_dataset")
         if not len(data[s]['regression_labels']): raise UsageError(f"split '{s}' of {where} has no clips: a split needs at least one")
     for a,b in combinations(SPLITS, 2):
-        if data[a] is data[b]: raise UsageError(f"splits '{a}' and '{b}' of {where} are one and the same: results on one would be "
-                                                "results on the other, save three different splits")
+        if data[a] is data[b]:
+            raise UsageError(f"splits '{a}' and '{b}' of {where} are one and the same: results on one would be "
+                             "results on the other, save three different splits")
 
-# %% ../nbs/01a_prepare.ipynb #e9f6a7e3
+# %% ../nbs/01a_prepare.ipynb #c3771796
 def as_text(
     o, # Text, bytes or number; None and NaN are no text
 ) -> str:
@@ -261,7 +265,7 @@ def as_text(
     if isinstance(o, (str,int,float,np.generic)): return str(o)
     raise TypeError(type(o).__name__)
 
-# %% ../nbs/01a_prepare.ipynb #084280bb
+# %% ../nbs/01a_prepare.ipynb #b549bcf7
 def recovered(
     texts: list[str],
 ) -> list[str]: # The same list where nothing is to be recovered
@@ -271,7 +275,7 @@ def recovered(
     except UnicodeDecodeError: return texts
     return [fixed.get(o, o) for o in texts] if odd else texts
 
-# %% ../nbs/01a_prepare.ipynb #aedf476d
+# %% ../nbs/01a_prepare.ipynb #df589407
 def read_texts(
     o, # List or array of texts
     key: str, # Its name in the pickle
@@ -287,12 +291,13 @@ def read_texts(
     first = [row[0] for row in rows]
     if a.ndim==2 and a.shape[1]>1:
         unique = len(set(first))==len(first)
-        report.say(f"{key}: {a.shape[1]} columns, {'the first is taken' if unique else 'joined by _, since the first alone is not unique'}")
+        done = 'the first is taken' if unique else 'joined by _, since the first alone is not unique'
+        report.say(f'{key}: {a.shape[1]} columns, {done}')
         if not unique: first = ['_'.join(row) for row in rows]
     if (out := recovered(first)) is not first: report.say(f'{key}: UTF-8 that Python 2 wrote as bytes, read as such')
     return out
 
-# %% ../nbs/01a_prepare.ipynb #75ed665d
+# %% ../nbs/01a_prepare.ipynb #7c1334a4
 def read_ids(
     split: dict, # One split of the pickle; `id` and `raw_text` are taken out
     where: str, # Named in the message
@@ -333,14 +338,17 @@ def read_labels(
         first = as_text(a.flat[0].item())
         try: a = a.astype(np.float64)
         except ValueError as e:
-            raise UsageError(f"'regression_labels' in {where} holds texts such as '{first[:40]}': numbers are needed, give each class its number") from e
+            raise UsageError(f"'regression_labels' in {where} holds texts such as '{first[:40]}': numbers are needed, "
+                             "give each class its number") from e
         report.say('regression_labels: numbers written as text')
-    if a.dtype.kind not in 'iuf': raise UsageError(f"'regression_labels' in {where} holds {a.dtype} values: numbers are needed")
-    if a.ndim==0 or a.size!=len(a): raise UsageError(f"'regression_labels' in {where} has shape {a.shape}: one number per clip is needed, "
-                                          "of one-hot rows the number of the class (argmax)")
+    if a.dtype.kind not in 'iuf':
+        raise UsageError(f"'regression_labels' in {where} holds {a.dtype} values: numbers are needed")
+    if a.ndim==0 or a.size!=len(a):
+        raise UsageError(f"'regression_labels' in {where} has shape {a.shape}: one number per clip is needed, "
+                         "of one-hot rows the number of the class (argmax)")
     return a.reshape(-1)
 
-# %% ../nbs/01a_prepare.ipynb #f98fb247
+# %% ../nbs/01a_prepare.ipynb #2f7d610b
 def labelled(
     split: dict, # One split of the pickle; its `mask` is taken out
     n: int, # Clips
@@ -386,7 +394,7 @@ class Part:
         "The number in the pickle of clip `k`"
         return k if self.keep is None else int(self.keep[k])
 
-# %% ../nbs/01a_prepare.ipynb #2c58a0f5
+# %% ../nbs/01a_prepare.ipynb #2be5c2da
 def read_part(
     split: dict, # One split of the pickle; it is emptied
     where: str, # Named in the message
@@ -398,23 +406,28 @@ def read_part(
     ids, raw = read_ids(split, where, report)
     keep = labelled(split, len(y), where, report)
     def kept(a, key):
-        if len(a)!=len(y): raise UsageError(f"'{key}' in {where} has {len(a)} rows but 'label' has {len(y)}: every array needs one row per clip")
+        if len(a)!=len(y):
+            raise UsageError(f"'{key}' in {where} has {len(a)} rows but 'label' has {len(y)}: "
+                             "every array needs one row per clip")
         return a if keep is None else [a[i] for i in keep] if isinstance(a, list) else a[keep]
-    x, filled, n, small = {}, {}, {}, {'label':kept(y, 'label'), 'id':kept(ids, 'id'), 'raw_text':raw and kept(raw, 'raw_text')}
+    small = {'label':kept(y, 'label'), 'id':kept(ids, 'id'), 'raw_text':raw and kept(raw, 'raw_text')}
+    x, filled, n = {}, {}, {}
     for m in ('text','audio','vision'):
         x[m], k = take(m), f'{m}_lengths'
         if x[m].ndim!=3 or x[m].dtype.kind not in 'biuf' or 0 in x[m].shape[1:]:
-            raise UsageError(f"'{m}' in {where} has {x[m].dtype} values of shape {x[m].shape}: numbers of shape (N,L,d) are needed")
+            raise UsageError(f"'{m}' in {where} has {x[m].dtype} values of shape {x[m].shape}: "
+                             "numbers of shape (N,L,d) are needed")
         filled[m] = kept(filled_steps(x[m]), f'{m}/features')
         if split.get(k) is not None: n[m] = kept(whole_numbers(take(k), k, where), f'{m}/lengths')
         label = modality_label(split.pop(f'regression_labels_{m[0].upper()}', None))
         if label is not None: small[f'{m}/label'] = kept(label, f'{m}/label')
         if label is not None and label.dtype.kind=='f' and np.isnan(label).any():
-            report.say(f"{m}: {np.isfinite(small[f'{m}/label']).sum()} of {len(small['label'])} clips of {where} have a label of their own")
+            some = np.isfinite(small[f'{m}/label']).sum()
+            report.say(f"{m}: {some} of {len(small['label'])} clips of {where} have a label of their own")
     tokens = kept(take('text_bert'), 'text_bert') if split.get('text_bert') is not None else None
     return Part(where, small, x, filled, n, tokens, keep)
 
-# %% ../nbs/01a_prepare.ipynb #bb2aa258
+# %% ../nbs/01a_prepare.ipynb #c2b00dc0
 def shared_clips(
     a: Part,
     b: Part,
@@ -425,7 +438,7 @@ def shared_clips(
     pairs = ((first.get(hash(sample(b, i))), i) for i in range(len(b.x['text'])))
     return sum(all(np.array_equal(a.x[m][i], b.x[m][k]) for m in a.x) for i,k in pairs if i is not None)
 
-# %% ../nbs/01a_prepare.ipynb #07e638a4
+# %% ../nbs/01a_prepare.ipynb #30de3cca
 def read_parts(
     data: dict, # What the pickle holds; it is emptied
     where: str, # The file, for messages
@@ -439,15 +452,16 @@ def read_parts(
         if p.keep is not None: report.left_out[s] = [total-len(p.keep), total]
     for k,v in data.items(): report.say(f"left out '{k}', which is none of {', '.join(SPLITS)}")
     data.clear()
-    report.shapes = {m:tuple(o.shape[1:]) for m,o in parts['train'].x.items()}
-    check_splits({s:{m:tuple(o.shape[1:]) for m,o in p.x.items()} for s,p in parts.items()}, {s:[] for s in SPLITS}, where)
+    shapes = {s:{m:tuple(o.shape[1:]) for m,o in p.x.items()} for s,p in parts.items()}
+    check_splits(shapes, {s:[] for s in SPLITS}, where)
+    report.shapes = shapes['train']
     for a,b in combinations(SPLITS, 2):
         k = shared_clips(parts[a], parts[b])
         if k: warnings.warn(f"{k} of {report.clips[b]} clips of '{b}' in {where} have the features of clips of '{a}': "
                             f"results on '{b}' are too good")
     return parts
 
-# %% ../nbs/01a_prepare.ipynb #67d00b71
+# %% ../nbs/01a_prepare.ipynb #baa9b3d5
 def read_tokens(
     parts: dict[str,Part], # They get `text/token_ids` and `text/token_mask`
     where: str, # The file, for messages
@@ -460,16 +474,18 @@ def read_tokens(
         return None
     for p in parts.values():
         a = p.tokens
-        if a.dtype.kind not in 'biuf' or a.ndim!=3 or 3 not in a.shape[1:] or not np.isfinite(a).all() or a.shape[1:]!=parts['train'].tokens.shape[1:]:
+        fits = a.ndim==3 and 3 in a.shape[1:] and a.shape[1:]==parts['train'].tokens.shape[1:]
+        if not fits or a.dtype.kind not in 'biuf' or not np.isfinite(a).all():
             raise UsageError(f"'text_bert' in {p.where} has {a.dtype} values of shape {a.shape}: "
-                             "numbers of shape (N,3,L) are needed, ids, mask and segment, with the same L in all splits")
+                             "numbers of shape (N,3,L) are needed, ids, mask and segment, with one L in all splits")
     ids, mask, unfit, turned = token_rows(np.concatenate([p.tokens for p in parts.values()]))
     cuts = np.cumsum([len(p.tokens) for p in parts.values()])[:-1]
     for p,o,k in zip(parts.values(), np.split(mask, cuts), np.split(unfit, cuts)):
         if k.any() and not report.published:
             i = int(k.argmax())
-            raise UsageError(f"'text_bert' in {p.where} has a mask that {'does not fit its ids' if o[i].any() else 'is 0 everywhere'} in row {p.row(i)}, "
-                             f"as in {k.sum()} of {len(k)} clips: the mask is 1 where the ids are tokens and 0 where they are padding")
+            fault = 'does not fit its ids' if o[i].any() else 'is 0 everywhere'
+            raise UsageError(f"'text_bert' in {p.where} has a mask that {fault} in row {p.row(i)}, as in {k.sum()} of {len(k)} clips: "
+                             "the mask is 1 where the ids are tokens and 0 where they are padding")
     if unfit.any(): report.say(f'text_bert: the mask does not fit the ids in {unfit.sum()} clips')
     if turned: report.say(f'text_bert was found {turned}: put right')
     if 'swapped' in turned: warnings.warn(f'text_bert in {where} was found {turned}: put right')
@@ -480,7 +496,7 @@ def read_tokens(
         p.tokens = None
     return mask.sum(1)
 
-# %% ../nbs/01a_prepare.ipynb #d1bb952b
+# %% ../nbs/01a_prepare.ipynb #f33c2362
 def text_lengths(
     filled: np.ndarray, # `(N,L)` bool
     own: np.ndarray|None, # `text_lengths`
@@ -493,9 +509,10 @@ def text_lengths(
     if own is not None: return own, 'text_lengths, since its steps are not the tokens'
     w = by_lengths(filled, n)
     short = (n - by_values(filled).n).sum() > WARN*n.sum()
-    return (None, 'the values, since its steps are not the tokens') if short and not outside(filled, w) else (tokens, 'the mask of the tokens')
+    if short and not outside(filled, w): return None, 'the values, since its steps are not the tokens'
+    return tokens, 'the mask of the tokens'
 
-# %% ../nbs/01a_prepare.ipynb #8159eb80
+# %% ../nbs/01a_prepare.ipynb #171c6bb0
 def blank_steps(
     filled: np.ndarray, # `(N,L)` bool
     w: Window,
@@ -506,10 +523,50 @@ def blank_steps(
     after  = np.clip(w.start+w.n - np.maximum(at.start+at.n, w.start), 0, w.n).sum()
     return before/max(1, w.n.sum()), after/max(1, w.n.sum())
 
-# %% ../nbs/01a_prepare.ipynb #00246059
+# %% ../nbs/01a_prepare.ipynb #005fceaa
+def tell_blanks(
+    filled: np.ndarray, # `(N,L)` bool
+    w: Window,
+    m: str, # Modality
+    where: str, # The file, for messages
+    report: Report, # Told of zeros at the end
+):
+    "Warn of zeros before the first values, and of a modality that holds nothing; zeros at the end may be blank frames"
+    before, after = blank_steps(filled, w)
+    text = f"'{m}' in {where}: {{:.0%}} of the steps inside the lengths are zeros {{}} value of a clip"
+    if not filled.any(): warnings.warn(f"'{m}' in {where} holds no value other than 0")
+    elif before > STOP:
+        warnings.warn(f"{text.format(before, 'before the first')}; if they are padding, --lengths values may find the clips")
+    elif after > STOP and report.clipped[m]:
+        warnings.warn(f"{text.format(after, 'after the last')}, and some lengths are above L: --lengths values corrects them")
+    elif after > STOP: report.say(text.format(after, 'after the last'))
+
+# %% ../nbs/01a_prepare.ipynb #af1a352b
+def place(
+    m: str, # Modality
+    parts: dict[str,Part], # They get the window, and the lengths as arrays of the layout
+    w: Window, # The clips of all splits
+    given: np.ndarray|None, # Lengths of the file where others are used
+    report: Report, # Told where they differ
+):
+    "Hand the clips to their splits; lengths of the file that are not used are kept beside"
+    kept = {}
+    if given is not None and ((w.n!=given).any() or w.start.any()):
+        kept = {f'{m}/file_lengths':given} | ({f'{m}/moved':w.start} if w.start.any() else {})
+        text = contradiction(filled := np.concatenate([p.filled[m] for p in parts.values()]), by_lengths(filled, given))
+        report.say(f'{m}: the lengths of the file differ in {(w.n!=given).sum()} of {len(w.n)} clips '
+                   f'and are kept as {m}/file_lengths'
+                   + (f'; by them {text}' if text else ''))
+    at = 0
+    for p in parts.values():
+        rows = slice(at, at := at+len(p.filled[m]))
+        p.window[m] = Window(w.start[rows], w.n[rows])
+        p.small |= {k:a[rows] for k,a in ({f'{m}/lengths':w.n} | kept).items()}
+
+# %% ../nbs/01a_prepare.ipynb #d949c2f0
 def settle(
     m: str, # Modality
-    parts: dict[str,Part], # They get the window, lengths of the file among the arrays where those of the values are used
+    parts: dict[str,Part], # See `place`
     n: np.ndarray|None, # Its lengths, as they stand in the file
     origin: str, # Where these come from
     trust: str, # See `locate`
@@ -518,34 +575,21 @@ def settle(
     window: Window|None=None, # Where the clips lie, if that is known
 ) -> Window: # The clips of all splits
     "Where the clips of a modality lie; what contradicts is refused, warned of or counted"
-    filled, key = np.concatenate([p.filled[m] for p in parts.values()]), f"'{m}' in {where}"
+    filled = np.concatenate([p.filled[m] for p in parts.values()])
     L, given = filled.shape[1], None if n is None else np.clip(n, 1, filled.shape[1])
     w, from_file = (window, True) if window else locate(filled, given, trust)
-    if from_file and not trust: check_lengths(filled, w, key)
+    if from_file and not trust: check_lengths(filled, w, f"'{m}' in {where}")
     if from_file: report.clipped[m] += int((n>L).sum())
-    report.empty[m] += int(((n if from_file else w.n) < 1).sum())
-    report.lengths[m] = 'all L steps' if trust=='full' else origin if from_file or n is None else 'the values'
+    report.empty[m]  += int(((n if from_file else w.n) < 1).sum())
+    report.moved[m]  += int((w.start>0).sum())
     report.outside[m] = [outside(filled, w), int(filled.sum())]
-    report.moved[m] += int((w.start>0).sum())
-    before, after = blank_steps(filled, w) if trust!='full' else (0, 0)
-    if not filled.any(): warnings.warn(f'{key} holds no value other than 0')
-    elif before > STOP: warnings.warn(f'{key}: {before:.0%} of the steps inside the lengths are zeros before the first value of a clip'
-                                      f"{'; if they are padding, --lengths values may find the clips' if trust!='values' else ''}")
-    elif after > STOP:
-        text = f'{m}: {after:.0%} of the steps inside the lengths are zeros after the last value of a clip'
-        if report.clipped[m]: warnings.warn(f'{text}, and some lengths are above L={L}: are they counted in other steps? --lengths values goes by the values')
-        else: report.say(text)
+    report.lengths[m] = 'all L steps' if trust=='full' else origin if from_file or n is None else 'the values'
+    if trust!='full': tell_blanks(filled, w, m, where, report)
     w = Window(w.start, np.maximum(w.n, 1))
-    other = not from_file and given is not None and ((w.n!=given).any() or w.start.any())
-    if other: report.say(f'{m}: the lengths of the file differ in {(w.n!=given).sum()} of {len(w.n)} clips'
-                         f"{f' ({o})' if (o := contradiction(filled, by_lengths(filled, given))) else ''}; they are kept as {m}/file_lengths")
-    cuts = np.cumsum([len(p.filled[m]) for p in parts.values()])[:-1]
-    for p,start,k,old in zip(parts.values(), *(np.split(o, cuts) for o in (w.start, w.n, w.n if given is None else given))):
-        p.window[m] = Window(start, k)
-        p.small |= {f'{m}/lengths':k} | ({f'{m}/file_lengths':old} if other else {}) | ({f'{m}/moved':start} if other and w.start.any() else {})
+    place(m, parts, w, None if from_file else given, report)
     return w
 
-# %% ../nbs/01a_prepare.ipynb #97f68d42
+# %% ../nbs/01a_prepare.ipynb #dd132950
 def settle_all(
     parts: dict[str,Part],
     trust: str, # See `locate`
@@ -556,18 +600,19 @@ def settle_all(
     tokens, text = read_tokens(parts, where, report), None
     for m in ('text','audio','vision'):
         lack = [s for s,p in parts.items() if m not in p.n]
-        if 0 < len(lack) < len(parts): raise UsageError(f"'{m}_lengths' in {where} is missing in {', '.join(lack)}: give it in all splits or in none")
+        if 0 < len(lack) < len(parts):
+            raise UsageError(f"'{m}_lengths' in {where} is missing in {', '.join(lack)}: give it in all or in none")
         filled = np.concatenate([p.filled[m] for p in parts.values()])
         n, origin = None if lack else np.concatenate([p.n[m] for p in parts.values()]), 'the file'
         if m=='text': n, origin = text_lengths(filled, n, tokens)
         if n is None and m=='text' and tokens is None: origin = 'the values'
         if n is None and m!='text':
-            aligned = trust in ('','file','published') and aligned_with(filled, text, parts['train'].filled['text'].shape[1])
+            aligned = trust not in ('values','full') and aligned_with(filled, text, report.shapes['text'][0])
             n, origin = (text.n, 'the text, with which it is aligned') if aligned else (None, 'the values')
         w = settle(m, parts, n, origin, trust, where, report, text if 'aligned' in origin else None)
         if m=='text': text = w
 
-# %% ../nbs/01a_prepare.ipynb #bcded51d
+# %% ../nbs/01a_prepare.ipynb #2d6abd0f
 def convert(
     part: Part,
     report: Report, # Gets the counts
@@ -575,7 +620,7 @@ def convert(
     "A split with its features as they are cleaned on the way"
     return part.small | {f'{m}/features':Cleaned(a, part.window[m], m, report, part.keep) for m,a in part.x.items()}
 
-# %% ../nbs/01a_prepare.ipynb #1054e16b
+# %% ../nbs/01a_prepare.ipynb #1801779b
 def check_wide_range(
     y: np.ndarray, # Labels of all splits
     label_range: tuple, # Lowest and highest label
@@ -584,7 +629,8 @@ def check_wide_range(
     "Warn if the labels fill a third of their range or less"
     y = y[np.isfinite(y)]
     if not len(y) or np.ptp(y) > .34*(label_range[1]-label_range[0]): return
-    warnings.warn(f"the labels in {where} lie between {y.min():g} and {y.max():g}, but the label range is {label_range[0]:g} to {label_range[1]:g}, "
+    warnings.warn(f"the labels in {where} lie between {y.min():g} and {y.max():g}, "
+                  f"but the label range is {label_range[0]:g} to {label_range[1]:g}, "
                   "which methods and metrics go by: is it right? (--label-range LO HI; CH-SIMS has -1 to 1)")
 
 # %% ../nbs/01a_prepare.ipynb #86f72d6d
@@ -617,7 +663,7 @@ def prepare(
     label_range: tuple|None=None, # Lowest and highest label; needed for a name of your own
     float16: bool=False, # Store the features as float16
     progress: bool=True, # Show progress bars on stderr
-    lengths: str='', # Which to trust where lengths and values disagree: 'file', 'values' or 'full'; '': refuse
+    lengths: str='', # Trusted where lengths and values disagree: 'file', 'values' or 'full'; '': refuse
 ) -> Report:
     "Make a dataset file of an MMSA feature pickle; `UsageError` and no file if that cannot be done"
     src,dst = Path(src),Path(dst)

@@ -112,7 +112,7 @@ def test_a_published_file_goes_by_the_values_and_keeps_its_lengths(prepare, tmp_
     d = changed(zero_sum, True)
     monkeypatch.setitem(module.PUBLISHED, ('mosi', 'unaligned_50'), hashlib.sha256(pickle.dumps(d)).hexdigest())
     code, out, said, path = prepare(d, name='mosi')
-    assert code == 0 and 'audio: the lengths of the file differ in' in out and 'audio/file_lengths' in out
+    assert code == 0 and 'audio: the lengths of the file differ in' in out and 'kept as audio/file_lengths' in out
     same(path, {s: clips(n, i) | {m: shift(d[s][m]) for m in LENGTHS} for i, (s, n) in enumerate(CLIPS.items())})
     a, b = load_dataset(path), load_dataset(path, lengths='file')
     assert a.sum != b.sum
