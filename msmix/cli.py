@@ -44,7 +44,7 @@ def do_list(args):
 def do_prepare(args):
     "MMSA feature pickle to dataset file"
     from msmix.prepare import prepare
-    print(prepare(args.src, args.dst, args.name, tuple(args.label_range) if args.label_range else None, args.float16))
+    print(prepare(args.src, args.dst, args.name, tuple(args.label_range) if args.label_range else None, args.float16, lengths=args.lengths))
 
 # %% ../nbs/50_cli.ipynb #0930279a
 def do_synth(args):
@@ -258,6 +258,7 @@ def add_data_options(add):
     p.add_argument('--name', required=True, help='mosi, mosei, sims or a name of your own')
     p.add_argument('--label-range', nargs=2, type=float, metavar=('LO','HI'), help='lowest and highest label')
     p.add_argument('--float16', action='store_true', help='half the bytes; the largest errors are printed')
+    p.add_argument('--lengths', default='', choices=('file','values','full'), help='which to trust where lengths and values disagree')
     p = add('synth', do_synth)
     p.add_argument('dst', help='dataset file to write')
     p.add_argument('--like', required=True, help='mosi, mosei or sims')

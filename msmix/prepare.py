@@ -4,8 +4,10 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'PUBLISHED', 'ALLOWED', 'NEED', 'published_as', 'latin1', 'ArrayUnpickler', 'Counted', 'load_pickle', 'zeros',
-           'Report', 'Cleaned', 'filled', 'in_range', 'check_keys', 'as_array', 'read_tokens', 'modality_label',
-           'convert', 'check_target', 'bar', 'prepare']
+           'Report', 'Cleaned', 'whole_numbers', 'locate', 'check_keys', 'as_text', 'recovered', 'read_texts',
+           'read_ids', 'as_array', 'read_labels', 'labelled', 'modality_label', 'Part', 'read_part', 'shared_clips',
+           'read_parts', 'read_tokens', 'text_lengths', 'blank_steps', 'tell_blanks', 'place', 'settle', 'settle_all',
+           'convert', 'check_wide_range', 'check_target', 'bar', 'prepare']
 
 # %% ../nbs/01a_prepare.ipynb #146a7b89
 import hashlib
@@ -13,12 +15,16 @@ import pickle
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 from .core import UsageError, choose
 from .files import check_writable
-from .data import SPLITS, Header, check_header, check_replaced, rounding_of, rounding_text, write_dataset
+from .data import (SPLITS, Header, check_header, check_replaced, rounding_of, rounding_text, write_dataset,
+                        check_splits, check_texts)
+from .lengths import (STOP, TRUST, WARN, Window, aligned_with, begin_at, by_lengths, by_values, check_lengths,
+                           contradiction, extent, filled_steps, fits_tokens, outside, token_rows)
 
 # %% ../nbs/01a_prepare.ipynb #2399f0a9
 KNOWN = {'mosi':((-3.,3.), 'en'), 'mosei':((-3.,3.), 'en'), 'sims':((-1.,1.), 'zh')}    # label range, language
@@ -144,62 +150,82 @@ class Report:
     clipped: dict = field(default_factory=zeros)   # Clips whose length was above L and is L now
     empty: dict = field(default_factory=zeros)     # Clips whose length was 0 and is 1 now
     beyond: dict = field(default_factory=zeros)    # Clips with values other than 0 beyond their length
+    moved: dict = field(default_factory=zeros)     # Clips that were padded in front
+    outside: dict = field(default_factory=dict)    # modality -> steps with values outside the lengths, and all such steps
+    lengths: dict = field(default_factory=dict)    # modality -> where its lengths come from
+    left_out: dict = field(default_factory=dict)   # split -> clips without a label, and all clips
+    notes: list = field(default_factory=list)      # What else was done, in sentences
     rounding: dict = field(default_factory=dict)   # modality -> errors of features stored as float16
+
+    def say(self, text:str):
+        "Add a sentence, once"
+        if text not in self.notes: self.notes.append(text)
 
     def __str__(self):
         what = {'zeroed':'NaN or infinite values set to 0', 'clipped':'lengths above L set to L', 'empty':'clips without a step given one',
-                'beyond':'clips with values beyond their length, which loading ignores'}
+                'beyond':'clips with values beyond their length, which loading ignores', 'moved':'clips padded in front, moved to the front'}
         lines  = [f"{self.path}: {self.name}, {' / '.join(map(str, self.clips.values()))} clips"]
-        lines += [f'  {m}: L={L}, d={d}' for m,(L,d) in self.shapes.items()]
+        lines += [f'  left out {k} unlabelled clips of {n} in {s}' for s,(k,n) in self.left_out.items()]
+        lines += [f"  {m}: L={L}, d={d}, lengths from {self.lengths.get(m, 'the file')}" for m,(L,d) in self.shapes.items()]
         lines += [f'  {m}: {getattr(self, k)[m]} {text}' for k,text in what.items() for m in self.shapes if getattr(self, k)[m]]
+        lines += [f'  {m}: {k} of {n} steps with values ({k/n:.1%}) lie outside the lengths'
+                  for m,(k,n) in self.outside.items() if k]
+        lines += [f'  {o}' for o in self.notes]
         lines += [rounding_text(self.rounding)] if self.rounding else []
         lines += [f"  source SHA-256 {self.source_sha256}{f', published as {self.published}' if self.published else ''}"]
         return '\n'.join(lines)
 
 # %% ../nbs/01a_prepare.ipynb #417bf887
 class Cleaned:
-    "An array of features that gives finite float32 blocks and counts what it mends"
+    "An array of features that gives finite float32 blocks, with its clips in front, and counts what it mends"
     dtype = np.dtype(np.float32)
 
     def __init__(self,
         a:np.ndarray, # `(N,L,d)`
-        lengths:np.ndarray, # `(N,)`
+        window:Window, # Real steps of the clips that are kept
         m:str, # Modality
         report:Report, # Gets the counts
+        keep:np.ndarray|None=None, # Numbers of these clips; None: all
     ):
-        self.a,self.lengths,self.m,self.report,self.shape = a,lengths,m,report,a.shape
+        self.a,self.window,self.m,self.report,self.keep = a,window,m,report,keep
+        self.shape = (len(window.n), *a.shape[1:])
 
     def __getitem__(self, rows:slice) -> np.ndarray:
-        with np.errstate(over='ignore', invalid='ignore'): b = np.array(self.a[rows], np.float32)
+        of = rows if self.keep is None else self.keep[rows]
+        with np.errstate(over='ignore', invalid='ignore'): b = np.array(self.a[of], np.float32)
         bad = ~np.isfinite(b)
         b[bad] = 0
-        past = np.arange(b.shape[1]) >= self.lengths[rows][:,None]
+        b = begin_at(b, self.window.start[rows])
+        past = np.arange(b.shape[1]) >= self.window.n[rows][:,None]
         self.report.zeroed[self.m] += int(bad.sum())
         self.report.beyond[self.m] += int((past & b.any(2)).any(1).sum())
         return b
 
-# %% ../nbs/01a_prepare.ipynb #b55ea349
-def filled(
-    a: np.ndarray, # `(N,L,d)`
-) -> np.ndarray: # `(N,)`
-    "Steps up to the last one that is not zero"
-    L = a.shape[1]
-    real = np.concatenate([(a[i:i+64]!=0).any(2) for i in range(0, len(a), 64)])
-    return np.where(real.any(1), L-real[:,::-1].argmax(1), 0)
+# %% ../nbs/01a_prepare.ipynb #540e4a07
+def whole_numbers(
+    n: np.ndarray, # Lengths as they stand in the file
+    key: str, # Their name
+    where: str, # Named in the message
+) -> np.ndarray: # `(N,)` int64
+    "Lengths as whole numbers, which may be stored as floats or as `(N,1)`"
+    if n.ndim==2 and n.shape[1]==1: n = n[:,0]
+    if n.ndim!=1: raise UsageError(f"'{key}' in {where} has shape {n.shape}: one whole number per clip is needed")
+    if n.dtype.kind not in 'iuf' or not (n==np.rint(n)).all():
+        raise UsageError(f"'{key}' in {where} holds {n.dtype} values: whole numbers are needed")
+    return np.clip(n, -1, 2**62).astype(np.int64)
 
-# %% ../nbs/01a_prepare.ipynb #226f21e2
-def in_range(
-    n: np.ndarray, # `(N,)`
-    L: int, # Padded length
-    m: str, # Modality
-    report: Report, # Gets the counts
-) -> np.ndarray: # `(N,)` from 1 to L
-    "Lengths that a dataset file may have"
-    if n.dtype.kind=='f' and (n==np.rint(n)).all(): n = n.astype(np.int64)
-    if n.dtype.kind not in 'iu': return n
-    report.clipped[m] += int((n>L).sum())
-    report.empty[m]   += int((n<1).sum())
-    return np.clip(n, 1, L)
+# %% ../nbs/01a_prepare.ipynb #56173308
+def locate(
+    filled: np.ndarray, # `(N,L)` bool
+    n: np.ndarray|None, # Lengths of the file, from 1 to L
+    trust: str, # 'file', 'values', 'full'; 'published': the file as long as its lengths leave nothing out; '': the file
+) -> tuple[Window, bool]: # The clips, and whether the lengths of the file are used
+    "Where the clips of a modality lie"
+    none, L = np.zeros(len(filled), np.int64), filled.shape[1]
+    if trust=='full': return Window(none, none+L), False
+    if n is None or trust=='values': return by_values(filled), False
+    w = by_lengths(filled, n)
+    return (by_values(filled), False) if trust=='published' and outside(filled, w) else (w, True)
 
 # %% ../nbs/01a_prepare.ipynb #e64a94bf
 NEED = ('text', 'audio', 'vision', 'regression_labels', 'id')
@@ -211,6 +237,8 @@ def check_keys(
 ):
     "Refuse a pickle that is not made of splits, or whose splits lack something"
     if not isinstance(data, dict): raise UsageError(f"{where} holds a {type(data).__name__}: a dictionary with {', '.join(SPLITS)} is needed")
+    for d in [data, *data.values()]:
+        for k in [k for k in d if isinstance(k, bytes)] if isinstance(d, dict) else (): d[as_text(k)] = d.pop(k)
     for s in SPLITS:
         if s not in data:
             raise UsageError(f"{where} has no split '{s}': found {', '.join(map(str, data)) or 'none'}, needed {', '.join(SPLITS)}")
@@ -219,7 +247,72 @@ def check_keys(
         lack = [k for k in NEED if k not in data[s]]
         if lack: raise UsageError(f"split '{s}' of {where} lacks '{lack[0]}': found {', '.join(map(str, data[s])) or 'nothing'}; "
                                   "extract it, or write the modalities you have with msmix.data.write_dataset")
-        if not len(data[s]['id']): raise UsageError(f"split '{s}' of {where} has no clips: a split needs at least one")
+        if not len(data[s]['regression_labels']): raise UsageError(f"split '{s}' of {where} has no clips: a split needs at least one")
+    for a,b in combinations(SPLITS, 2):
+        if data[a] is data[b]:
+            raise UsageError(f"splits '{a}' and '{b}' of {where} are one and the same: results on one would be "
+                             "results on the other, save three different splits")
+
+# %% ../nbs/01a_prepare.ipynb #c3771796
+def as_text(
+    o, # Text, bytes or number; None and NaN are no text
+) -> str:
+    "One text; `TypeError` for what cannot be one"
+    if o is None or isinstance(o, (float,np.floating)) and np.isnan(o): return ''
+    if isinstance(o, bytes):
+        try: return o.decode('utf8')
+        except UnicodeDecodeError: return o.decode('latin1')
+    if isinstance(o, (str,int,float,np.generic)): return str(o)
+    raise TypeError(type(o).__name__)
+
+# %% ../nbs/01a_prepare.ipynb #b549bcf7
+def recovered(
+    texts: list[str],
+) -> list[str]: # The same list where nothing is to be recovered
+    "Texts whose UTF-8 bytes were read as letters"
+    odd = {o for o in texts if not o.isascii() and max(o) <= '\xff'}
+    try: fixed = {o:o.encode('latin1').decode('utf8') for o in odd}
+    except UnicodeDecodeError: return texts
+    return [fixed.get(o, o) for o in texts] if odd else texts
+
+# %% ../nbs/01a_prepare.ipynb #df589407
+def read_texts(
+    o, # List or array of texts
+    key: str, # Its name in the pickle
+    where: str, # Named in the message
+    report: Report, # Told what is changed
+) -> list[str]:
+    "Texts of the clips, in one column"
+    if not isinstance(o, (list,tuple,np.ndarray)):
+        raise UsageError(f"'{key}' in {where} is a {type(o).__name__}: a list or array with one text per clip is needed")
+    a = np.asarray(o, object)
+    try: rows = [[as_text(v) for v in np.ravel(row)] for row in a] if a.ndim==2 else [[as_text(v)] for v in a]
+    except TypeError as e: raise UsageError(f"'{key}' in {where} holds a {e}: one text per clip is needed") from e
+    first = [row[0] for row in rows]
+    if a.ndim==2 and a.shape[1]>1:
+        unique = len(set(first))==len(first)
+        done = 'the first is taken' if unique else 'joined by _, since the first alone is not unique'
+        report.say(f'{key}: {a.shape[1]} columns, {done}')
+        if not unique: first = ['_'.join(row) for row in rows]
+    if (out := recovered(first)) is not first: report.say(f'{key}: UTF-8 that Python 2 wrote as bytes, read as such')
+    return out
+
+# %% ../nbs/01a_prepare.ipynb #7c1334a4
+def read_ids(
+    split: dict, # One split of the pickle; `id` and `raw_text` are taken out
+    where: str, # Named in the message
+    report: Report, # Told what is changed
+) -> tuple[list[str], list[str]|None]:
+    "Ids and raw texts"
+    ids, raw = read_texts(split.pop('id'), 'id', where, report), split.pop('raw_text', None)
+    if '' in ids: raise UsageError(f"'id' in {where} is empty in row {ids.index('')}: every clip needs a name")
+    check_texts(ids, 'id', where)
+    if raw is None: return ids, None
+    raw  = read_texts(raw, 'raw_text', where, report)
+    kept = [o.replace('\0', '\ufffd').encode('utf8', 'replace').decode('utf8') for o in raw]
+    bad  = sum(a!=b for a,b in zip(raw, kept))
+    if bad: report.say(f'raw_text: NUL characters or broken Unicode replaced in {bad} clips of {where}')
+    return ids, kept
 
 # %% ../nbs/01a_prepare.ipynb #c5ea5cb2
 def as_array(
@@ -234,21 +327,49 @@ def as_array(
     except ValueError as e: raise UsageError(f"'{key}' in {where} is a list of unequal parts: pad every sequence to one length") from e
 
 # %% ../nbs/01a_prepare.ipynb #29eb508a
-def read_tokens(
-    o, # `text_bert`: `(N,3,L)`
+def read_labels(
+    o, # `regression_labels`
     where: str, # Named in the message
-) -> tuple[np.ndarray,np.ndarray]: # ids and mask, `(N,L)`
-    "Input ids and mask; the files hold them as floats or as integers"
-    a = as_array(o, 'text_bert', where)
-    if a.dtype.kind not in 'biuf' or a.ndim!=3 or a.shape[1]!=3 or not np.isfinite(a).all():
-        raise UsageError(f"'text_bert' in {where} has {a.dtype} values of shape {a.shape}: "
-                         "numbers of shape (N,3,L) are needed, ids, mask and segment")
-    return a[:,0].astype(np.int64),a[:,1] > .5
+    report: Report, # Told what is changed
+) -> np.ndarray: # `(N,)`
+    "One number per clip; they may be written as text or lie in a column"
+    a = as_array(o, 'regression_labels', where)
+    if a.dtype.kind in 'SU':
+        first = as_text(a.flat[0].item())
+        try: a = a.astype(np.float64)
+        except ValueError as e:
+            raise UsageError(f"'regression_labels' in {where} holds texts such as '{first[:40]}': numbers are needed, "
+                             "give each class its number") from e
+        report.say('regression_labels: numbers written as text')
+    if a.dtype.kind not in 'iuf':
+        raise UsageError(f"'regression_labels' in {where} holds {a.dtype} values: numbers are needed")
+    if a.ndim==0 or a.size!=len(a):
+        raise UsageError(f"'regression_labels' in {where} has shape {a.shape}: one number per clip is needed, "
+                         "of one-hot rows the number of the class (argmax)")
+    return a.reshape(-1)
+
+# %% ../nbs/01a_prepare.ipynb #2f7d610b
+def labelled(
+    split: dict, # One split of the pickle; its `mask` is taken out
+    n: int, # Clips
+    where: str, # Named in the message
+    report: Report, # Told what is left out
+) -> np.ndarray|None: # Numbers of the clips that are kept; None: all
+    "The clips whose `mask` is not 0"
+    mask = split.pop('mask', None)
+    if mask is None: return None
+    mask = np.asarray(mask)
+    if mask.size!=n or mask.dtype.kind not in 'biuf' or not np.isin(mask, (0,1)).all():
+        report.say(f"'mask' in {where} is not used: a 0 or 1 per clip would say which clips have a label")
+        return None
+    keep = np.flatnonzero(mask)
+    if not len(keep): raise UsageError(f"{where} has no labelled clip: its mask is 0 everywhere")
+    return keep if len(keep)<n else None
 
 # %% ../nbs/01a_prepare.ipynb #2f915389
 def modality_label(
     o, # `regression_labels_T`, `_A` or `_V`
-) -> np.ndarray|None: # `(N,)`
+) -> np.ndarray|None: # `(N,)`, NaN where a clip has none
     "Labels of one modality, or None where there are none"
     if o is None: return None
     a = np.asarray(o)
@@ -257,30 +378,260 @@ def modality_label(
     return a.reshape(-1)
 
 # %% ../nbs/01a_prepare.ipynb #f0f3f7fd
-def convert(
+@dataclass
+class Part:
+    "A split on its way: what is small is converted, the features are as they came"
+    where: str                 # How it is called in a message
+    small: dict                # Arrays by their names in the layout
+    x: dict                    # modality -> features, `(N,L,d)`
+    filled: dict               # modality -> which steps of the clips that are kept hold values, `(N,L)`
+    n: dict                    # modality -> lengths of the file, where it has any
+    tokens: np.ndarray|None    # `text_bert`
+    keep: np.ndarray|None      # Numbers of the clips that are kept; None: all
+    window: dict = field(default_factory=dict)   # modality -> `Window`
+
+    def row(self, k:int) -> int:
+        "The number in the pickle of clip `k`"
+        return k if self.keep is None else int(self.keep[k])
+
+# %% ../nbs/01a_prepare.ipynb #2be5c2da
+def read_part(
     split: dict, # One split of the pickle; it is emptied
     where: str, # Named in the message
+    report: Report, # Told what is changed
+) -> Part:
+    "Convert all but the features, and find the steps that hold values"
+    def take(k): return as_array(split.pop(k), k, where)
+    y = read_labels(split.pop('regression_labels'), where, report)
+    ids, raw = read_ids(split, where, report)
+    keep = labelled(split, len(y), where, report)
+    def kept(a, key):
+        if len(a)!=len(y):
+            raise UsageError(f"'{key}' in {where} has {len(a)} rows but 'label' has {len(y)}: "
+                             "every array needs one row per clip")
+        return a if keep is None else [a[i] for i in keep] if isinstance(a, list) else a[keep]
+    small = {'label':kept(y, 'label'), 'id':kept(ids, 'id'), 'raw_text':raw and kept(raw, 'raw_text')}
+    x, filled, n = {}, {}, {}
+    for m in ('text','audio','vision'):
+        x[m], k = take(m), f'{m}_lengths'
+        if x[m].ndim!=3 or x[m].dtype.kind not in 'biuf' or 0 in x[m].shape[1:]:
+            raise UsageError(f"'{m}' in {where} has {x[m].dtype} values of shape {x[m].shape}: "
+                             "numbers of shape (N,L,d) are needed")
+        filled[m] = kept(filled_steps(x[m]), f'{m}/features')
+        if split.get(k) is not None: n[m] = kept(whole_numbers(take(k), k, where), f'{m}/lengths')
+        label = modality_label(split.pop(f'regression_labels_{m[0].upper()}', None))
+        if label is not None: small[f'{m}/label'] = kept(label, f'{m}/label')
+        if label is not None and label.dtype.kind=='f' and np.isnan(label).any():
+            some = np.isfinite(small[f'{m}/label']).sum()
+            report.say(f"{m}: {some} of {len(small['label'])} clips of {where} have a label of their own")
+    tokens = kept(take('text_bert'), 'text_bert') if split.get('text_bert') is not None else None
+    return Part(where, small, x, filled, n, tokens, keep)
+
+# %% ../nbs/01a_prepare.ipynb #c2b00dc0
+def shared_clips(
+    a: Part,
+    b: Part,
+) -> int:
+    "Clips of `b` whose features are those of a clip of `a` in every modality"
+    def sample(p, i): return b''.join(o[i,::max(1, o.shape[1]//8)].tobytes() for o in p.x.values())
+    first = {hash(o):i for i in range(len(a.x['text'])) if any(o := sample(a, i))}
+    pairs = ((first.get(hash(sample(b, i))), i) for i in range(len(b.x['text'])))
+    return sum(all(np.array_equal(a.x[m][i], b.x[m][k]) for m in a.x) for i,k in pairs if i is not None)
+
+# %% ../nbs/01a_prepare.ipynb #30de3cca
+def read_parts(
+    data: dict, # What the pickle holds; it is emptied
+    where: str, # The file, for messages
+    report: Report, # Told what is left out
+) -> dict[str,Part]:
+    "All splits, without those that `prepare` does not use"
+    parts = {}
+    for s in SPLITS:
+        p = parts[s] = read_part(data.pop(s), f"split '{s}' of {where}", report)
+        report.clips[s], total = len(p.small['id']), len(p.x['text'])
+        if p.keep is not None: report.left_out[s] = [total-len(p.keep), total]
+    for k,v in data.items(): report.say(f"left out '{k}', which is none of {', '.join(SPLITS)}")
+    data.clear()
+    shapes = {s:{m:tuple(o.shape[1:]) for m,o in p.x.items()} for s,p in parts.items()}
+    check_splits(shapes, {s:[] for s in SPLITS}, where)
+    report.shapes = shapes['train']
+    for a,b in combinations(SPLITS, 2):
+        k = shared_clips(parts[a], parts[b])
+        if k: warnings.warn(f"{k} of {report.clips[b]} clips of '{b}' in {where} have the features of clips of '{a}': "
+                            f"results on '{b}' are too good")
+    return parts
+
+# %% ../nbs/01a_prepare.ipynb #baa9b3d5
+def read_tokens(
+    parts: dict[str,Part], # They get `text/token_ids` and `text/token_mask`
+    where: str, # The file, for messages
+    report: Report, # Told what is changed
+) -> np.ndarray|None: # Tokens of each clip of all splits
+    "Ids and mask of all splits, with the tokens in front"
+    without = [s for s,p in parts.items() if p.tokens is None]
+    if without:
+        if len(without)<len(parts): report.say(f"left out text_bert, which is not in {', '.join(without)}")
+        return None
+    for p in parts.values():
+        a = p.tokens
+        fits = a.ndim==3 and 3 in a.shape[1:] and a.shape[1:]==parts['train'].tokens.shape[1:]
+        if not fits or a.dtype.kind not in 'biuf' or not np.isfinite(a).all():
+            raise UsageError(f"'text_bert' in {p.where} has {a.dtype} values of shape {a.shape}: "
+                             "numbers of shape (N,3,L) are needed, ids, mask and segment, with one L in all splits")
+    ids, mask, unfit, turned = token_rows(np.concatenate([p.tokens for p in parts.values()]))
+    cuts = np.cumsum([len(p.tokens) for p in parts.values()])[:-1]
+    for p,o,k in zip(parts.values(), np.split(mask, cuts), np.split(unfit, cuts)):
+        if k.any() and not report.published:
+            i = int(k.argmax())
+            fault = 'does not fit its ids' if o[i].any() else 'is 0 everywhere'
+            raise UsageError(f"'text_bert' in {p.where} has a mask that {fault} in row {p.row(i)}, as in {k.sum()} of {len(k)} clips: "
+                             "the mask is 1 where the ids are tokens and 0 where they are padding")
+    if unfit.any(): report.say(f'text_bert: the mask does not fit the ids in {unfit.sum()} clips')
+    if turned: report.say(f'text_bert was found {turned}: put right')
+    if 'swapped' in turned: warnings.warn(f'text_bert in {where} was found {turned}: put right')
+    start = extent(mask).start
+    if start.any(): report.say(f'text_bert: tokens padded in front in {(start>0).sum()} clips, moved to the front')
+    for p,*o in zip(parts.values(), *(np.split(begin_at(o, start), cuts) for o in (ids, mask))):
+        p.small |= dict(zip(('text/token_ids','text/token_mask'), o))
+        p.tokens = None
+    return mask.sum(1)
+
+# %% ../nbs/01a_prepare.ipynb #f33c2362
+def text_lengths(
+    filled: np.ndarray, # `(N,L)` bool
+    own: np.ndarray|None, # `text_lengths`
+    tokens: np.ndarray|None, # Tokens of each clip
+) -> tuple[np.ndarray|None, str]: # Lengths, and where they come from
+    "Lengths of the text features: those of their tokens, if they are the features of the tokens"
+    if tokens is None: return own, 'the file'
+    n = np.clip(tokens, 1, filled.shape[1])
+    if fits_tokens(filled, n): return tokens, 'the mask of the tokens'
+    if own is not None: return own, 'text_lengths, since its steps are not the tokens'
+    w = by_lengths(filled, n)
+    short = (n - by_values(filled).n).sum() > WARN*n.sum()
+    if short and not outside(filled, w): return None, 'the values, since its steps are not the tokens'
+    return tokens, 'the mask of the tokens'
+
+# %% ../nbs/01a_prepare.ipynb #171c6bb0
+def blank_steps(
+    filled: np.ndarray, # `(N,L)` bool
+    w: Window,
+) -> tuple[float,float]: # Shares of the steps of the window
+    "Steps before the first value of a clip, and after the last one"
+    at = extent(filled)
+    before = np.where(at.n>0, np.clip(at.start-w.start, 0, w.n), 0).sum()
+    after  = np.clip(w.start+w.n - np.maximum(at.start+at.n, w.start), 0, w.n).sum()
+    return before/max(1, w.n.sum()), after/max(1, w.n.sum())
+
+# %% ../nbs/01a_prepare.ipynb #005fceaa
+def tell_blanks(
+    filled: np.ndarray, # `(N,L)` bool
+    w: Window,
+    m: str, # Modality
+    where: str, # The file, for messages
+    report: Report, # Told of zeros at the end
+):
+    "Warn of zeros before the first values, and of a modality that holds nothing; zeros at the end may be blank frames"
+    before, after = blank_steps(filled, w)
+    text = f"'{m}' in {where}: {{:.0%}} of the steps inside the lengths are zeros {{}} value of a clip"
+    if not filled.any(): warnings.warn(f"'{m}' in {where} holds no value other than 0")
+    elif before > STOP:
+        warnings.warn(f"{text.format(before, 'before the first')}; if they are padding, --lengths values may find the clips")
+    elif after > STOP and report.clipped[m]:
+        warnings.warn(f"{text.format(after, 'after the last')}, and some lengths are above L: --lengths values corrects them")
+    elif after > STOP: report.say(text.format(after, 'after the last'))
+
+# %% ../nbs/01a_prepare.ipynb #af1a352b
+def place(
+    m: str, # Modality
+    parts: dict[str,Part], # They get the window, and the lengths as arrays of the layout
+    w: Window, # The clips of all splits
+    given: np.ndarray|None, # Lengths of the file where others are used
+    report: Report, # Told where they differ
+):
+    "Hand the clips to their splits; lengths of the file that are not used are kept beside"
+    kept = {}
+    if given is not None and ((w.n!=given).any() or w.start.any()):
+        kept = {f'{m}/file_lengths':given} | ({f'{m}/moved':w.start} if w.start.any() else {})
+        text = contradiction(filled := np.concatenate([p.filled[m] for p in parts.values()]), by_lengths(filled, given))
+        report.say(f'{m}: the lengths of the file differ in {(w.n!=given).sum()} of {len(w.n)} clips '
+                   f'and are kept as {m}/file_lengths'
+                   + (f'; by them {text}' if text else ''))
+    at = 0
+    for p in parts.values():
+        rows = slice(at, at := at+len(p.filled[m]))
+        p.window[m] = Window(w.start[rows], w.n[rows])
+        p.small |= {k:a[rows] for k,a in ({f'{m}/lengths':w.n} | kept).items()}
+
+# %% ../nbs/01a_prepare.ipynb #d949c2f0
+def settle(
+    m: str, # Modality
+    parts: dict[str,Part], # See `place`
+    n: np.ndarray|None, # Its lengths, as they stand in the file
+    origin: str, # Where these come from
+    trust: str, # See `locate`
+    where: str, # The file, for messages
+    report: Report, # Told what is found
+    window: Window|None=None, # Where the clips lie, if that is known
+) -> Window: # The clips of all splits
+    "Where the clips of a modality lie; what contradicts is refused, warned of or counted"
+    filled = np.concatenate([p.filled[m] for p in parts.values()])
+    L, given = filled.shape[1], None if n is None else np.clip(n, 1, filled.shape[1])
+    w, from_file = (window, True) if window else locate(filled, given, trust)
+    if from_file and not trust: check_lengths(filled, w, f"'{m}' in {where}")
+    if from_file: report.clipped[m] += int((n>L).sum())
+    report.empty[m]  += int(((n if from_file else w.n) < 1).sum())
+    report.moved[m]  += int((w.start>0).sum())
+    report.outside[m] = [outside(filled, w), int(filled.sum())]
+    report.lengths[m] = 'all L steps' if trust=='full' else origin if from_file or n is None else 'the values'
+    if trust!='full': tell_blanks(filled, w, m, where, report)
+    w = Window(w.start, np.maximum(w.n, 1))
+    place(m, parts, w, None if from_file else given, report)
+    return w
+
+# %% ../nbs/01a_prepare.ipynb #dd132950
+def settle_all(
+    parts: dict[str,Part],
+    trust: str, # See `locate`
+    where: str, # The file, for messages
+    report: Report, # Told what is found
+):
+    "Find the clips in each modality, the text first"
+    tokens, text = read_tokens(parts, where, report), None
+    for m in ('text','audio','vision'):
+        lack = [s for s,p in parts.items() if m not in p.n]
+        if 0 < len(lack) < len(parts):
+            raise UsageError(f"'{m}_lengths' in {where} is missing in {', '.join(lack)}: give it in all or in none")
+        filled = np.concatenate([p.filled[m] for p in parts.values()])
+        n, origin = None if lack else np.concatenate([p.n[m] for p in parts.values()]), 'the file'
+        if m=='text': n, origin = text_lengths(filled, n, tokens)
+        if n is None and m=='text' and tokens is None: origin = 'the values'
+        if n is None and m!='text':
+            aligned = trust not in ('values','full') and aligned_with(filled, text, report.shapes['text'][0])
+            n, origin = (text.n, 'the text, with which it is aligned') if aligned else (None, 'the values')
+        w = settle(m, parts, n, origin, trust, where, report, text if 'aligned' in origin else None)
+        if m=='text': text = w
+
+# %% ../nbs/01a_prepare.ipynb #2d6abd0f
+def convert(
+    part: Part,
     report: Report, # Gets the counts
 ) -> dict: # Arrays as `write_dataset` takes them
-    "One split, with lists as arrays and lengths in range"
-    take = lambda k: as_array(split.pop(k), k, where)
-    out  = {'label':take('regression_labels').reshape(-1), 'id':split.pop('id'), 'raw_text':split.pop('raw_text', None)}
-    if split.get('text_bert') is not None: out['token_ids'],out['token_mask'] = read_tokens(split.pop('text_bert'), where)
-    text_n = None
-    for m in ('text','audio','vision'):
-        x,k = take(m),f'{m}_lengths'
-        if x.ndim!=3 or x.dtype.kind not in 'biuf':
-            raise UsageError(f"'{m}' in {where} has {x.dtype} values of shape {x.shape}: numbers of shape (N,L,d) are needed")
-        if m=='text' and 'token_mask' in out: n = out['token_mask'].sum(1)
-        elif split.get(k) is not None: n = take(k)
-        elif text_n is not None and x.shape[1]==report.shapes['text'][0]: n = text_n
-        else: n = filled(x)
-        report.shapes[m] = x.shape[1:]
-        n = in_range(n, x.shape[1], m, report)
-        if m=='text': text_n = n
-        y = modality_label(split.pop(f'regression_labels_{m[0].upper()}', None))
-        out[m] = {'features':Cleaned(x, n, m, report), 'lengths':n, 'label':y}
-    return out
+    "A split with its features as they are cleaned on the way"
+    return part.small | {f'{m}/features':Cleaned(a, part.window[m], m, report, part.keep) for m,a in part.x.items()}
+
+# %% ../nbs/01a_prepare.ipynb #1801779b
+def check_wide_range(
+    y: np.ndarray, # Labels of all splits
+    label_range: tuple, # Lowest and highest label
+    where: str, # The file, for the message
+):
+    "Warn if the labels fill a third of their range or less"
+    y = y[np.isfinite(y)]
+    if not len(y) or np.ptp(y) > .34*(label_range[1]-label_range[0]): return
+    warnings.warn(f"the labels in {where} lie between {y.min():g} and {y.max():g}, "
+                  f"but the label range is {label_range[0]:g} to {label_range[1]:g}, "
+                  "which methods and metrics go by: is it right? (--label-range LO HI; CH-SIMS has -1 to 1)")
 
 # %% ../nbs/01a_prepare.ipynb #86f72d6d
 def check_target(
@@ -309,9 +660,11 @@ def prepare(
     label_range: tuple|None=None, # Lowest and highest label; needed for a name of your own
     float16: bool=False, # Store the features as float16
     progress: bool=True, # Show progress bars on stderr
+    lengths: str='', # Trusted where lengths and values disagree: 'file', 'values' or 'full'; '': refuse
 ) -> Report:
     "Make a dataset file of an MMSA feature pickle; `UsageError` and no file if that cannot be done"
     src,dst = Path(src),Path(dst)
+    if lengths: choose(lengths, TRUST, 'kind of lengths')
     if label_range is None:
         try: choose(name, KNOWN, 'dataset')
         except UsageError as e: raise UsageError(f"{e}, or give the label range of your own set (--label-range LO HI)") from e
@@ -324,10 +677,11 @@ def prepare(
     with bar(f'read {src.name}', src.stat().st_size, progress) as b: data,sha = load_pickle(src, b.update)
     check_keys(data, f"'{src}'")
     report = Report(str(dst), name, sha, published_as(src, sha, name))
-    report.clips = {s:len(data[s]['id']) for s in SPLITS}
-    arrays = (data[s][m] for s in SPLITS for m in modalities)
-    size   = sum(4*a.size for a in arrays if isinstance(a, np.ndarray))
-    splits = ((s, convert(data.pop(s), f"split '{s}' of '{src}'", report)) for s in SPLITS)
+    parts = read_parts(data, f"'{src}'", report)
+    check_wide_range(np.concatenate([p.small['label'] for p in parts.values()]), label_range or limits, f"'{src}'")
+    settle_all(parts, lengths or ('published' if report.published else ''), f"'{src}'", report)
+    size   = sum(4*a.size for p in parts.values() for a in p.x.values())
+    splits = ((s, convert(parts.pop(s), report)) for s in SPLITS)
     with bar(f'write {dst.name}', size, progress) as b:
         report.sum = write_dataset(dst, splits, name=name, modalities=modalities,
                                    label_range=label_range or limits, language=language, float16=float16, source_sha256=sha,

@@ -42,16 +42,19 @@ def predictor(
 # %% ../nbs/30_train.ipynb #c9f67d09
 def modal_losses(
     pred: dict[str,Tensor], # Prediction per modality, clean rows first, `(B+N,1)`
-    labels: dict[str,Tensor], # Label per modality, `(B,1)`
-    mixed: dict[str,Tensor]|None, # Mixed label per modality, `(N,1)`
+    labels: dict[str,Tensor], # Label per modality, `(B,1)`; NaN where a clip has none
+    mixed: dict[str,Tensor]|None, # Mixed label per modality, `(N,1)`; NaN where a partner has none
     task, # Task loss
 ) -> dict[str,Tensor]: # `modal`, and `mix_modal` where there are mixed rows
-    "Task losses per modality, averaged over the modalities that have a label"
+    "Task losses per modality over the rows that have a label, averaged over the modalities"
     both = [m for m in pred if m in labels]
-    mean = lambda parts: torch.stack(parts).mean()
     B = len(labels[both[0]])
-    out = {'modal': mean([task(pred[m][:B], labels[m]) for m in both])}
-    if mixed and len(mixed[both[0]]): out['mix_modal'] = mean([task(pred[m][B:], mixed[m]) for m in both])
+    def one(p, y):
+        has = ~y.isnan()
+        return task(p, torch.where(has, y, p.detach())) * (has.numel()/has.sum().clamp(min=1))
+    def mean(rows, y): return torch.stack([one(pred[m][rows], y[m]) for m in both]).mean()
+    out = {'modal': mean(slice(B), labels)}
+    if mixed and len(mixed[both[0]]): out['mix_modal'] = mean(slice(B, None), mixed)
     return out
 
 # %% ../nbs/30_train.ipynb #16ba9a7a
