@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['data_path', 'train_notebook', 'run_job_of', 'plan', 'figure_files', 'figure_notebook', 'Figure', 'figure_jobs',
-           'check_data', 'data_shape', 'encoder_width', 'text_width', 'check_network', 'check_settings', 'check_folder',
+           'check_data', 'check_settings', 'encoder_width', 'text_width', 'check_network', 'data_shape', 'check_folder',
            'check_way', 'data_spec', 'Head', 'run_head', 'source_of', 'code_of', 'run_faults', 'with_text',
            'text_faults', 'Stale', 'check_runs', 'move_aside', 'settle_runs', 'run_resources', 'machine_resources',
            'job_limits', 'lock_folder', 'check_names', 'check_all', 'clear_way', 'end_with', 'profile_folder',
@@ -147,73 +147,12 @@ def check_data(
             if 'file' in spec: raise UsageError(f"no dataset file at '{path}': check the path of '{name}'")
             continue
         with open_h5(path) as f: found = f.attrs.get('name')
-        if found is None: raise UsageError(f"'{path}' has no name in it, so it is not a dataset file: make one with `msmix prepare`")
+        if found is None:
+            raise UsageError(f"'{path}' has no name in it, so it is not a dataset file: make one with `msmix prepare`")
         found = found.decode(errors='replace') if isinstance(found, bytes) else str(found)
         if found!=name: raise UsageError(f"'{path}' holds the dataset '{found}', the configuration calls it '{name}': use the same name")
 
 # %% ../nbs/36_grid.ipynb #3a98420f
-def data_shape(
-    config: dict, # From `check_config`
-    name: str, # One of its datasets
-): # Namespace with `dims`, `lengths`, `label_range`, `tokens` and `embedded`; None where its file is not there
-    "What networks are built from: widths, lengths and more of a dataset"
-    from msmix.data import check_table, open_dataset
-    from msmix.text import STATES, embeddings
-    spec = config['datasets'][name]
-    if 'file' in spec and not Path(spec['file']).exists(): return None
-    with open_dataset(spec.get('file', f"synth:{spec.get('synth')}:0.001")) as (header, tables, where):
-        raw, t = tables['train'], check_table(tables['train'], header, f"split 'train' of {where}")
-        sizes = {m: t[f'{m}/features'].shape[1:] for m in header.modalities}
-        embedded = {k: [raw[o].shape[-1] for o in (f'text/embedded/{k}/{s}' for s in STATES) if o in raw] for k in embeddings(raw)}
-    return SimpleNamespace(dims={m: o[1] for m,o in sizes.items()}, lengths={m: o[0] for m,o in sizes.items()},
-                           label_range=header.label_range, tokens='text/token_ids' in t, embedded=embedded)
-
-# %% ../nbs/36_grid.ipynb #af49cbf2
-@cache
-def encoder_width(
-    name: str, # Folder, or name of a model on the hub
-    states: int, # Hidden states that are taken of it
-) -> int:
-    "Width of what a text encoder gives; `UsageError` if it cannot be had"
-    from msmix.text import TextEncoder, load_encoder
-    return TextEncoder(load_encoder(name), states).width
-
-# %% ../nbs/36_grid.ipynb #5bb8900e
-def text_width(
-    recipe, # `msmix.recipes.Recipe`
-    shape, # From `data_shape`
-    dataset: str, # Its name
-) -> int: # Of what a network reads as text
-    "`UsageError` if the recipe's text encoder or embedding is not there"
-    from msmix.text import NO_TOKENS, embedding_name
-    if not recipe.text_encoder and not recipe.text_embedding: return shape.dims.get('text')
-    choose('text', shape.dims, f'modality of {dataset}')
-    if recipe.text_encoder and recipe.text_embedding: raise UsageError("text_encoder and text_embedding exclude each other: set one of them to ''")
-    if recipe.text_encoder:
-        if not shape.tokens: raise UsageError(f"'{dataset}' {NO_TOKENS}")
-        return encoder_width(recipe.text_encoder, recipe.text_states)
-    widths = shape.embedded.get(embedding_name(recipe.text_embedding), [])[:recipe.text_states]
-    if len(widths)==recipe.text_states: return sum(widths)
-    raise UsageError(f"'{dataset}' holds no features of '{recipe.text_embedding}' (found {', '.join(shape.embedded) or 'none'}): run msmix embed FILE --model {recipe.text_embedding}")
-
-# %% ../nbs/36_grid.ipynb #8922957f
-def check_network(
-    recipe, # `msmix.recipes.Recipe`
-    shape, # From `data_shape`
-    dataset: str, backbone: str, # Names
-): # The network
-    "Build the network of a run; `UsageError` if that is not possible"
-    from msmix.backbones import param_groups
-    from msmix.experiment import build
-    for m in recipe.standardise: choose(m, shape.dims, f"modality of {dataset}, in 'standardise'")
-    width = text_width(recipe, shape, dataset)
-    read  = SimpleNamespace(dims={**shape.dims, **({'text': width} if width else {})}, lengths=shape.lengths, label_range=shape.label_range)
-    plain = replace(recipe, mixer={}, text_encoder='', text_embedding=recipe.text_encoder or recipe.text_embedding)
-    net, _ = build(plain, read, backbone, 'none', 0)
-    if not recipe.text_encoder: param_groups(net, recipe.lr, recipe.weight_decay, recipe.groups, recipe.leave_out)
-    return net
-
-# %% ../nbs/36_grid.ipynb #4d5d84ae
 def check_settings(
     config: dict, # From `check_config`
     here: bool=True, # Will the runs be on this machine?
@@ -238,6 +177,72 @@ def check_settings(
                     if there: build_mixer(mixer, nets[key].latent_dims, there.label_range, nets[key].sequences, 0, **recipe.mixer)
             except UsageError as e: raise UsageError(f"{e} (in variant '{variant}')") from e
 
+# %% ../nbs/36_grid.ipynb #af49cbf2
+@cache
+def encoder_width(
+    name: str, # Folder, or name of a model on the hub
+    states: int, # Hidden states that are taken of it
+) -> int:
+    "Width of what a text encoder gives; `UsageError` if it cannot be had"
+    from msmix.text import TextEncoder, load_encoder
+    return TextEncoder(load_encoder(name), states).width
+
+# %% ../nbs/36_grid.ipynb #5bb8900e
+def text_width(
+    recipe, # `msmix.recipes.Recipe`
+    shape, # From `data_shape`
+    dataset: str, # Its name
+) -> int: # Of what a network reads as text
+    "`UsageError` if the recipe's text encoder or embedding is not there"
+    from msmix.text import NO_TOKENS, embedding_name
+    if not recipe.text_encoder and not recipe.text_embedding: return shape.dims.get('text')
+    choose('text', shape.dims, f'modality of {dataset}')
+    if recipe.text_encoder and recipe.text_embedding:
+        raise UsageError("text_encoder and text_embedding exclude each other: set one of them to ''")
+    if recipe.text_encoder:
+        if not shape.tokens: raise UsageError(f"'{dataset}' {NO_TOKENS}")
+        return encoder_width(recipe.text_encoder, recipe.text_states)
+    widths = shape.embedded.get(embedding_name(recipe.text_embedding), [])[:recipe.text_states]
+    if len(widths)==recipe.text_states: return sum(widths)
+    raise UsageError(f"'{dataset}' holds no features of '{recipe.text_embedding}' (found {', '.join(shape.embedded) or 'none'}): "
+                     f"run msmix embed FILE --model {recipe.text_embedding}")
+
+# %% ../nbs/36_grid.ipynb #8922957f
+def check_network(
+    recipe, # `msmix.recipes.Recipe`
+    shape, # From `data_shape`
+    dataset: str, backbone: str, # Names
+): # The network
+    "Build the network of a run; `UsageError` if that is not possible"
+    from msmix.backbones import param_groups
+    from msmix.experiment import build
+    for m in recipe.standardise: choose(m, shape.dims, f"modality of {dataset}, in 'standardise'")
+    width = text_width(recipe, shape, dataset)
+    dims  = {**shape.dims, **({'text': width} if width else {})}
+    read  = SimpleNamespace(dims=dims, lengths=shape.lengths, label_range=shape.label_range)
+    plain = replace(recipe, mixer={}, text_encoder='', text_embedding=recipe.text_encoder or recipe.text_embedding)
+    net, _ = build(plain, read, backbone, 'none', 0)
+    if not recipe.text_encoder: param_groups(net, recipe.lr, recipe.weight_decay, recipe.groups, recipe.leave_out)
+    return net
+
+# %% ../nbs/36_grid.ipynb #4d5d84ae
+def data_shape(
+    config: dict, # From `check_config`
+    name: str, # One of its datasets
+): # Namespace with `dims`, `lengths`, `label_range`, `tokens` and `embedded`; None where its file is not there
+    "What networks are built from: widths, lengths and more of a dataset"
+    from msmix.data import check_table, open_dataset
+    from msmix.text import STATES, embeddings
+    spec = config['datasets'][name]
+    if 'file' in spec and not Path(spec['file']).exists(): return None
+    with open_dataset(spec.get('file', f"synth:{spec.get('synth')}:0.001")) as (header, tables, where):
+        raw, t = tables['train'], check_table(tables['train'], header, f"split 'train' of {where}")
+        sizes = {m: t[f'{m}/features'].shape[1:] for m in header.modalities}
+        places   = {k: [f'text/embedded/{k}/{s}' for s in STATES] for k in embeddings(raw)}
+        embedded = {k: [raw[o].shape[-1] for o in v if o in raw] for k,v in places.items()}
+    return SimpleNamespace(dims={m: o[1] for m,o in sizes.items()}, lengths={m: o[0] for m,o in sizes.items()},
+                           label_range=header.label_range, tokens='text/token_ids' in t, embedded=embedded)
+
 # %% ../nbs/36_grid.ipynb #7a411a40
 def check_folder(
     path, # Where a folder is or will be
@@ -248,9 +253,12 @@ def check_folder(
     try: is_folder = stat.S_ISDIR(os.stat(path).st_mode)
     except OSError: is_folder = False
     if not is_folder and not os.path.lexists(path): return
-    if not is_folder: raise UsageError(f"the results folder '{results}' cannot be used, since '{path}' is no folder: move it away, or choose another results folder")
+    if not is_folder:
+        raise UsageError(f"the results folder '{results}' cannot be used, since '{path}' is no folder: move it away, "
+                         "or choose another results folder")
     if writes and not os.access(path, os.W_OK | os.X_OK):
-        raise UsageError(f"the results folder '{results}' cannot be written in '{path}' (no permission, or a read-only file system): choose another results folder")
+        raise UsageError(f"the results folder '{results}' cannot be written in '{path}' (no permission, or a read-only "
+                         "file system): choose another results folder")
 
 # %% ../nbs/36_grid.ipynb #5699081f
 def check_way(
@@ -262,15 +270,20 @@ def check_way(
     "Raise `UsageError` if something lies where a file or folder of the grid is to be"
     results = Path(config['results'])
     jobs  = [*runs, *(o.job for o in figures)]
-    files = [p for o in jobs for p in (o.run, o.notebook, o.log, o.state, o.benchmark) if p] + [Path(p) for o in figures for p in (*o.files, o.list)]
-    files += [results/'checkpoints'/o.run.relative_to(results/'runs').with_suffix('.pt') for o in runs] + [results/'.lock', results/'logs'/'grid.txt']
+    files = [p for o in jobs for p in (o.run, o.notebook, o.log, o.state, o.benchmark) if p]
+    files += [Path(p) for o in figures for p in (*o.files, o.list)]
+    files += [results/'checkpoints'/o.run.relative_to(results/'runs').with_suffix('.pt') for o in runs]
+    files += [results/'.lock', results/'logs'/'grid.txt']
     for o in [*reversed(results.parents)]: check_folder(o, results, False)
     nearest = next((o for o in (results, *results.parents) if os.path.lexists(o)), results)
     check_folder(nearest, results, writes)
-    for o in sorted({p for o in {o.parent for o in files} for p in (o, *o.parents) if p.is_relative_to(results)}): check_folder(o, results, writes)
-    for o in files:
-        try: os.path.lexists(o) and check_place(o, 'file of the grid')
-        except UsageError as e: raise UsageError(f"{str(e).rpartition(': ')[0]}: move it away, or choose another results folder") from e
+    folders = {p for o in {o.parent for o in files} for p in (o, *o.parents) if p.is_relative_to(results)}
+    for o in sorted(folders): check_folder(o, results, writes)
+    for o in filter(os.path.lexists, files):
+        try: check_place(o, 'file of the grid')
+        except NotReadableNow: raise
+        except UsageError as e:
+            raise UsageError(f"{str(e).rpartition(': ')[0]}: move it away, or choose another results folder") from e
 
 # %% ../nbs/36_grid.ipynb #8f7a57d2
 def data_spec(
@@ -404,7 +417,9 @@ def move_aside(
     stem   = f"{name.stem}-{''.join(filter(str.isalnum, stale.identity))[:12]}"
     free   = next(o for k in range(1, 10**6) if not os.path.lexists(o := folder/(f"{stem}{f'-{k}' if k>1 else ''}.h5")))
     try: return stale.job.run.rename(free)
-    except OSError as e: raise UsageError(f"cannot move '{stale.job.run}' to '{free}' ({e.strerror}): choose a results folder that can be written") from e
+    except OSError as e:
+        raise UsageError(f"cannot move '{stale.job.run}' to '{free}' ({e.strerror}): "
+                         "choose a results folder that can be written") from e
 
 # %% ../nbs/36_grid.ipynb #96a34766
 def settle_runs(

@@ -13,7 +13,7 @@ def write(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def call(*lines, encoding='utf-8', **other):
-        keys = {o.partition(':')[0] for o in lines}
+        keys = {k.partition(':')[0] for o in lines for k in o.split('\n')}
         text = '\n'.join([*(f'{k}: {v}' for k,v in {**BASE, **other}.items() if k not in keys and v is not None), *lines, ''])
         (tmp_path/'g.yaml').write_bytes(text.encode(encoding))
         return 'g.yaml'
@@ -69,8 +69,9 @@ WRONG = [ # A line that takes the place of the one with its key -> what is said
     ('seeds: [-1]', "'seeds' in 'g.yaml' is -1, expected whole numbers"),
     ('seeds: [01]', "'01' in line 7 of 'g.yaml' is read by YAML as a number in base 8"),
     ('seeds: [1:30]', "'1:30' in line 7 of 'g.yaml' is read by YAML as a number in base 8 or 60"),
-    ('seeds: [9223372036854775808]', 'expected whole numbers of 0 or more, up to 9223372036854775807'),
+    ('seeds: [9223372036854775808]', 'expected whole numbers of 0 or more, below 2**63'),
     ('seeds: [1, 1]', "'seeds' in 'g.yaml': 1 stands there twice"),
+    (f'seeds: {[*range(20000)]}\nbackbones: [tfn, lmf, mult, misa, almt, glomo]', "'g.yaml' asks for 120000 runs: 100000 are the most"),
     ('variants: []', "'variants' in 'g.yaml' is [], expected a mapping"),
     ('variants: {.: {}}', "'variants' in 'g.yaml' is '.', expected a name that a folder can have"),
     ('variants: {"..": {}}', "is '..', expected a name that a folder can have"),
