@@ -17,6 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 from .files import path_part, whole_file
+from .hdf5 import write_h5
 from .names import UsageError
 from .metrics import METRICS, score
 
@@ -350,7 +351,7 @@ def save_run(
     path = run_path(results, *run.key)
     check_target(path, run.identity)
     if path.exists() and file_identity(path) is None: warnings.warn(f'{path} was not a whole run file and is replaced')
-    with whole_file(path) as part, h5py.File(part, 'w') as f: write_run(f, run)
+    with whole_file(path) as part, write_h5(part) as f: write_run(f, run)
     return path
 
 # %% ../nbs/32_results.ipynb #cd7f0574
@@ -520,7 +521,7 @@ def merge_runs(
     runs, dst, shared = {run.key: replace(run, latents=None) for run,_ in iter_runs(src)}, Path(dst), {}
     if not runs: raise UsageError(f"there is no run in {src}: train first, or check the path")
     runs = ({run.key: run for run,_ in iter_runs(dst)} if dst.is_file() else {}) | runs
-    with whole_file(dst) as part, h5py.File(part, 'w') as f:
+    with whole_file(dst) as part, write_h5(part) as f:
         for key in sorted(runs): write_run(f.create_group('/'.join(map(str, key))), runs[key], shared)
     return len(runs)
 

@@ -24,6 +24,7 @@ from .layers import by_length
 from .backbones import Backbone
 from .data import SPLITS, Dataset, Split, check_table, open_dataset, read_features, read_small
 from .files import whole_file
+from .hdf5 import write_h5
 
 # %% ../nbs/18_text.ipynb #9d9073e1
 def hugging_face():
@@ -305,7 +306,7 @@ def changed_copy(
                                    f"and {free/1e9:.1f} GB are free; make room")
     with whole_file(path) as part:
         shutil.copyfile(path, part)
-        with h5py.File(part, 'r+') as f: yield f
+        with write_h5(part, 'r+') as f: yield f
         shutil.copymode(path, part)
         if stamp()!=before:
             raise UsageError(f"'{path}' was changed by another program meanwhile, and was left as that one made it: run again")
