@@ -147,6 +147,7 @@ def guarded(
         with child_process() as child:
             pid = child.pid
             lines = answer_of(child, dict(function=function, arguments=arguments, memory=memory), seconds)
+            if not any({'result','error'} & set(o) for o in lines or ()): print(file=sys.stderr)     # after a progress bar that nobody ended
             if lines is None: raise UsageError(f"{what} took longer than {seconds:.0f} seconds and was given up: it is made to do harm, or the machine is too busy")
             try: code = child.wait(10)
             except subprocess.TimeoutExpired: child.kill()
