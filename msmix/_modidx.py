@@ -347,6 +347,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                                'msmix.guarded.ended': ('guarded.html#ended', 'msmix/guarded.py'),
                                'msmix.guarded.guarded': ('guarded.html#guarded', 'msmix/guarded.py'),
                                'msmix.guarded.known_error': ('guarded.html#known_error', 'msmix/guarded.py'),
+                               'msmix.guarded.known_warning': ('guarded.html#known_warning', 'msmix/guarded.py'),
                                'msmix.guarded.limit_memory': ('guarded.html#limit_memory', 'msmix/guarded.py'),
                                'msmix.guarded.lines_of': ('guarded.html#lines_of', 'msmix/guarded.py'),
                                'msmix.guarded.serve': ('guarded.html#serve', 'msmix/guarded.py')},

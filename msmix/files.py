@@ -98,4 +98,5 @@ def check_room(
     folder = next(o for o in Path(path).absolute().parents if o.exists())      # folders are made when the file is
     disk = shutil.disk_usage(folder)
     if disk.total and disk.free<nbytes:
-        raise UsageError(f"cannot write '{path}': it will have {size_text(nbytes)}, and its disk has {size_text(disk.free)} free; make room, or name a file on another disk")
+        raise UsageError(f"cannot write '{path}': it will have {size_text(nbytes)}, and its disk has {size_text(disk.free)} free; "
+                         "make room, or name a file on another disk")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['START', 'limit_memory', 'end_with_parent', 'serve', 'GuardFailed', 'child_process', 'lines_of', 'answer_of',
-           'known_error', 'ended', 'guarded']
+           'known_error', 'known_warning', 'ended', 'guarded']
 
 # %% ../nbs/05c_guarded.ipynb #e1ccddd3
 import builtins, json, os, signal, subprocess, sys, threading, time, traceback, warnings
@@ -26,7 +26,8 @@ def limit_memory(
     try:
         import resource
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-        used = next(int(o.split()[1])*1024 for o in Path('/proc/self/status').read_text().splitlines() if o.startswith('VmData:'))
+        status = Path('/proc/self/status').read_text().splitlines()
+        used   = next(int(o.split()[1])*1024 for o in status if o.startswith('VmData:'))
         soft,hard = resource.getrlimit(resource.RLIMIT_DATA)
         least = min([used+more] + [o for o in (soft,hard) if o!=resource.RLIM_INFINITY])
         resource.setrlimit(resource.RLIMIT_DATA, (least, hard))
@@ -47,6 +48,7 @@ def serve():
     "The life of the child: read a request from stdin, do it, answer on stdout line by line"
     out = os.dup(1)
     os.dup2(2, 1)       # what a library prints is no answer
+    sys.excepthook = lambda *error: None     # what is raised is answered below
     def say(**line): os.write(out, json.dumps(line).encode()+b'\n')
     no_memory = b'{"memory": true}\n'
     try:
@@ -62,7 +64,9 @@ def serve():
     except (UsageError, RunFailed) as e: say(error=[type(e).__name__, str(e)])
     except MemoryError: os.write(out, no_memory)
     except KeyboardInterrupt: os._exit(130)
-    except BaseException as e: say(bug=[f'{type(e).__name__}: {e}', traceback.format_exc()])
+    except BaseException as e:
+        last = traceback.extract_tb(e.__traceback__)[-1]
+        say(bug=[f'{type(e).__name__}: {e} ({Path(last.filename).name}:{last.lineno})', traceback.format_exc()])
 
 # %% ../nbs/05c_guarded.ipynb #c65e9676
 class GuardFailed(RuntimeError):
@@ -73,7 +77,8 @@ class GuardFailed(RuntimeError):
 def child_process():
     "A child that waits for its request; it never outlives the block"
     command = [sys.executable, '-P', '-c', START, import_module('msmix').__file__]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, 'PYTHONSAFEPATH':'1'}) as child:
+    env = {**os.environ, 'PYTHONSAFEPATH':'1'}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as child:
         try: yield child
         finally:
             if child.poll() is None: child.kill()
@@ -118,8 +123,17 @@ def known_error(
     text: str,
 ) -> Exception:
     "The error that the child had, as one of the classes that this process knows"
-    kinds = {o.__name__:o for o in (UsageError, RunFailed, *UsageError.__subclasses__(), *RunFailed.__subclasses__())}
+    own = (UsageError, RunFailed)
+    kinds = {o.__name__:o for o in (*own, *(sub for kind in own for sub in kind.__subclasses__()))}
     return kinds.get(name, UsageError)(printable(text))
+
+# %% ../nbs/05c_guarded.ipynb #ba67eba8
+def known_warning(
+    name: str, # Of a class
+) -> type:
+    "The built-in class of warnings of that name, else `UserWarning`"
+    kind = getattr(builtins, str(name), None)
+    return kind if isinstance(kind, type) and issubclass(kind, Warning) else UserWarning
 
 # %% ../nbs/05c_guarded.ipynb #12610a53
 def ended(
@@ -127,7 +141,9 @@ def ended(
     what: str, # What it worked on
 ) -> UsageError:
     "What the end of the child means"
-    if code==-signal.SIGKILL: return UsageError(f"{what} was not finished: something ended its process (signal 9), most likely for want of memory; free some, or use a larger machine")
+    if code==-signal.SIGKILL:
+        return UsageError(f"{what} was not finished: something ended its process (signal 9), "
+                          "most likely for want of memory; free some, or use a larger machine")
     try: how = f'signal {-code}, {signal.Signals(-code).name}'
     except ValueError: how = f'exit code {code}'
     return UsageError(f"{what} ended its process ({how}): it is damaged or made to do harm, do not trust it")
@@ -147,19 +163,21 @@ def guarded(
         with child_process() as child:
             pid = child.pid
             lines = answer_of(child, dict(function=function, arguments=arguments, memory=memory), seconds)
-            if not any({'result','error'} & set(o) for o in lines or ()): print(file=sys.stderr)     # after a progress bar that nobody ended
-            if lines is None: raise UsageError(f"{what} took longer than {seconds:.0f} seconds and was given up: it is made to do harm, or the machine is too busy")
+            answered = any({'result','error'} & set(o) for o in lines or ())
+            if not answered: print(file=sys.stderr)     # a progress bar may have been left open
+            if lines is None:
+                raise UsageError(f"{what} took longer than {seconds:.0f} seconds and was given up: "
+                                 "it is made to do harm, or the machine is too busy")
             try: code = child.wait(10)
             except subprocess.TimeoutExpired: child.kill()
             code = child.wait()
         for line in lines:
             match line:
-                case {'warning':[str(kind), text]}:
-                    kind = getattr(builtins, kind, None)
-                    warnings.warn(printable(text), kind if isinstance(kind, type) and issubclass(kind, Warning) else UserWarning, stacklevel=3)
+                case {'warning':[kind, text]}: warnings.warn(printable(text), known_warning(kind), stacklevel=3)
                 case {'error':[name, text]}: raise known_error(name, text)
                 case {'memory':_}:
-                    raise UsageError(f"{what} needs more than the {memory/1e9:.1f} GB of memory that a file of its size may take: it is made to do harm, or the machine has too little")
+                    raise UsageError(f"{what} needs more than the {memory/1e9:.1f} GB of memory that a file of its size "
+                                     "may take: it is made to do harm, or the machine has too little")
                 case {'bug':[text, trace]}:
                     error = GuardFailed(printable(text))
                     error.add_note(trace)

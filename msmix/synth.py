@@ -184,7 +184,8 @@ def synth(
 ) -> str: # The content sum
     "Write a synthetic dataset file"
     sizes,seed,h = split_sizes(like, fraction),check_seed(seed),synth_header(like, fraction, seed)
-    check_room(dst, sum(n*o*LIKE[like].lengths[m] for n in sizes.values() for m,o in LIKE[like].dims.items()) * (2 if float16 else 4))
+    numbers = sum(sizes.values()) * sum(d*LIKE[like].lengths[m] for m,d in LIKE[like].dims.items())
+    check_room(dst, numbers*(2 if float16 else 4))
     splits = ((s, synth_split(like, s, n, seed)) for s,n in sizes.items())
     return write_dataset(dst, splits, name=h.name, modalities=h.modalities, label_range=h.label_range,
                          language=h.language, source=h.source, synthetic=True, float16=float16, tick=tick)

@@ -1,7 +1,6 @@
 "Pickles made to do harm end in one line, whatever happens to the process that reads them; a full disk loses nothing"
 import os, pickle, signal, struct, subprocess, sys, time
 from pathlib import Path
-import numpy as np
 import pytest
 from conftest import ROOT
 from test_cli import feature_split
