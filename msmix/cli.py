@@ -166,7 +166,8 @@ def frames_to_h5(
 ):
     "A group per split, a dataset per column"
     import h5py
-    with h5py.File(dst, 'w') as f:
+    from msmix.hdf5 import write_h5
+    with write_h5(dst) as f:
         for split,frame in frames.items():
             for k in frame:
                 text = frame[k].dtype.kind not in 'biuf'

@@ -29,6 +29,7 @@ from .names import printable
 from .core import Latents, Masks, UsageError, choose, length_mask, masked_mean
 from .lengths import begin_at
 from .files import path_part, whole_file
+from .hdf5 import write_h5
 
 # %% ../nbs/01_data.ipynb #60a08862
 SPLITS = ('train', 'valid', 'test')
@@ -303,7 +304,7 @@ def new_file(
     path, # Where the file shall be
 ):
     "An HDF5 file that takes its name when the block ends well, and vanishes when it does not"
-    with whole_file(path) as part, h5py.File(part, 'w') as f: yield f
+    with whole_file(path) as part, write_h5(part) as f: yield f
 
 # %% ../nbs/01_data.ipynb #aaebc863
 class Rounding(NamedTuple):

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['UNREADABLE', 'PLAIN', 'SPARE', 'PACKED', 'LONGEST', 'NotReadableNow', 'check_place', 'why_not', 'open_without_locks',
-           'open_h5', 'check_links', 'reached', 'array_fault', 'check_tree', 'as_plain', 'plain_value',
-           'plain_attributes']
+           'open_h5', 'KeptError', 'write_h5', 'check_links', 'reached', 'array_fault', 'check_tree', 'as_plain',
+           'plain_value', 'plain_attributes']
 
 # %% ../nbs/05b_hdf5.ipynb #be8b7465
+import io, os, stat
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -91,6 +92,38 @@ def open_h5(
         except UNREADABLE as e: raise why_not(e, shown, what) from e
         try: yield f
         except OSError as e: raise e if e.errno else why_not(e, shown, what) from e     # the library's own have no number
+
+# %% ../nbs/05b_hdf5.ipynb #aea3de7d
+class KeptError(io.FileIO):
+    "A file that keeps the first error of writing in `error` in place of raising it"
+    error = None
+
+    def kept(self, do, otherwise):
+        "What `do` gives, or `otherwise` if there was an error"
+        if self.error: return otherwise
+        try: return do()
+        except OSError as e: self.error = e
+        return otherwise
+
+    def put(self, b) -> int:
+        "Write all of it; the system may take it in pieces"
+        view,n = memoryview(b).cast('B'),0
+        while n<len(view): n += super().write(view[n:])
+        return n
+
+    def write(self, b) -> int:               return self.kept(lambda: self.put(b), len(b))
+    def truncate(self, size=None) -> int:    return self.kept(lambda: super(KeptError, self).truncate(size), size or 0)
+
+# %% ../nbs/05b_hdf5.ipynb #1d7000fd
+@contextmanager
+def write_h5(
+    path, # Of the file
+    mode: str='w', # `w`: a new one, `r+`: change one
+):
+    "An HDF5 file open for writing; what the disk refuses is raised as `OSError` at the end"
+    with KeptError(path, {'w':'w+', 'r+':'r+'}[mode]) as file:
+        with h5py.File(file, mode) as f: yield f
+        if file.error: raise file.error
 
 # %% ../nbs/05b_hdf5.ipynb #f2b0095d
 def check_links(

@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from .files import check_writable, path_part, whole_file
-from .hdf5 import UNREADABLE, NotReadableNow, check_place, open_h5, plain_attributes, plain_value
+from .hdf5 import UNREADABLE, NotReadableNow, check_place, open_h5, plain_attributes, plain_value, write_h5
 from .names import UsageError, printable
 from .metrics import METRICS, score
 
@@ -641,7 +641,7 @@ def save_run(
     if run.state is None and not drop_weights and holds_weights(path):
         raise UsageError(f"{path} holds weights, which would be lost: save the run with its weights, or allow it with drop_weights=True")
     if path.exists() and file_identity(path) is None: warnings.warn(f'{path} was not a whole run file and is replaced')
-    with whole_file(path) as part, h5py.File(part, 'w') as f: write_run(f, run)
+    with whole_file(path) as part, write_h5(part) as f: write_run(f, run)
     return path
 
 # %% ../nbs/32_results.ipynb #beedec8d
@@ -863,7 +863,7 @@ def merge_runs(
     runs, shared = {run.key: replace(run, latents=None) for run,_ in iter_runs(src)}, {}
     if not runs: raise UsageError(f"there is no run in {printable(src)}: train first, or check the path")
     runs = held | runs
-    with whole_file(dst) as part, h5py.File(part, 'w') as f:
+    with whole_file(dst) as part, write_h5(part) as f:
         for key in sorted(runs): write_run(f.create_group('/'.join(map(str, key))), runs[key], shared)
     return len(runs)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from .core import UsageError, choose
 from .data import SPLITS, Header, write_dataset
+from .files import check_room
 
 # %% ../nbs/01b_synth.ipynb #d9fb7a90
 @dataclass(frozen=True)
@@ -183,6 +184,8 @@ def synth(
 ) -> str: # The content sum
     "Write a synthetic dataset file"
     sizes,seed,h = split_sizes(like, fraction),check_seed(seed),synth_header(like, fraction, seed)
+    numbers = sum(sizes.values()) * sum(d*LIKE[like].lengths[m] for m,d in LIKE[like].dims.items())
+    check_room(dst, numbers*(2 if float16 else 4))
     splits = ((s, synth_split(like, s, n, seed)) for s,n in sizes.items())
     return write_dataset(dst, splits, name=h.name, modalities=h.modalities, label_range=h.label_range,
                          language=h.language, source=h.source, synthetic=True, float16=float16, tick=tick)

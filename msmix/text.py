@@ -23,9 +23,10 @@ from tqdm import tqdm
 from .core import Latents, Masks, Encoded, Fused, UsageError, choose, length_mask, set_up_torch
 from .layers import by_length
 from .backbones import Backbone
-from .data import Dataset, Split, open_dataset, read_features, read_unlabelled
+from .data import Dataset, Split, open_dataset, read_features, read_unlabelled, SPLITS, check_table, read_small
 from .files import path_part, user_path, whole_file
 from .names import printable
+from .hdf5 import write_h5
 
 # %% ../nbs/18_text.ipynb #9d9073e1
 def hugging_face():
@@ -364,7 +365,7 @@ def changed_copy(
                                    f"and {free/1e9:.1f} GB are free; make room")
     with whole_file(path) as part:
         shutil.copyfile(path, part)
-        with h5py.File(part, 'r+') as f: yield f
+        with write_h5(part, 'r+') as f: yield f
         shutil.copymode(path, part)
         if stamp()!=before:
             raise UsageError(f"'{path}' was changed by another program meanwhile, and was left as that one made it: run again")

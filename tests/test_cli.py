@@ -27,7 +27,11 @@ def feature_split(n, seed):
 
 
 @pytest.fixture
-def features(): return {'train': feature_split(8, 0), 'valid': feature_split(4, 1), 'test': feature_split(5, 2)}
+def features(monkeypatch):
+    "Three splits; `prepare` works in this process, which is quicker: its child is tried in test_pickles.py"
+    from msmix import prepare
+    monkeypatch.setattr(prepare, 'guarded', lambda name, arguments, *rest, **more: vars(prepare.prepare_here(**arguments)))
+    return {'train': feature_split(8, 0), 'valid': feature_split(4, 1), 'test': feature_split(5, 2)}
 
 
 def put(split, key, value): return lambda f: f[split].__setitem__(key, value(f[split][key]))
