@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 from .core import UsageError, choose
+from .names import known_dataset, label_range_of
 from .data import SPLITS, Header, check_header, check_replaced, rounding_of, rounding_text, write_dataset
 
 # %% ../nbs/01a_prepare.ipynb #2399f0a9
@@ -308,17 +309,18 @@ def bar(
 def prepare(
     src, # The pickle
     dst, # The dataset file to make
-    name: str, # `mosi`, `mosei`, `sims`, or a name of your own
+    name: str, # `mosi`, `mosei`, `sims` in any usual spelling, or a name of your own
     label_range: tuple|None=None, # Lowest and highest label; needed for a name of your own
     float16: bool=False, # Store the features as float16
     progress: bool=True, # Show progress bars on stderr
 ) -> Report:
     "Make a dataset file of an MMSA feature pickle; `UsageError` and no file if that cannot be done"
     src,dst = Path(src),Path(dst)
-    if label_range is None:
+    known = known_dataset(name)
+    if label_range is None and not known:
         try: choose(name, KNOWN, 'dataset')
         except UsageError as e: raise UsageError(f"{e}, or give the label range of your own set (--label-range LO HI)") from e
-    limits,language = KNOWN.get(name, (label_range,''))
+    limits,language = label_range_of(name, label_range), KNOWN.get(known, (None,''))[1]
     if not src.is_file(): raise UsageError(f"no file at '{src}': give the path of a feature pickle, e.g. unaligned_50.pkl")
     modalities = ('text','audio','vision')
     check_header(Header(name, modalities, label_range or limits, language), f"'{dst}'")
@@ -326,7 +328,7 @@ def prepare(
     check_replaced(dst, name)
     with bar(f'read {src.name}', src.stat().st_size, progress) as b: data,sha = load_pickle(src, b.update)
     check_keys(data, f"'{src}'")
-    report = Report(str(dst), name, sha, published_as(src, sha, name))
+    report = Report(str(dst), name, sha, published_as(src, sha, known or name))
     report.clips = {s:len(data[s]['id']) for s in SPLITS}
     arrays = (data[s][m] for s in SPLITS for m in modalities)
     size   = sum(4*a.size for a in arrays if isinstance(a, np.ndarray))

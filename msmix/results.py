@@ -19,20 +19,19 @@ import numpy as np
 from .files import path_part, whole_file
 from .names import UsageError
 from .metrics import METRICS, score
+from .settings import check_seed
 
 # %% ../nbs/32_results.ipynb #59f28b1b
 def run_path(
     results, # Folder of results
     dataset: str, backbone: str, mixer: str,
     variant: str, # `main`, or the name of an ablation, a setting, a share of the data
-    seed: int, # 0 or more
+    seed: int, # 0 to 2**63-1
     kind: str='runs', # `checkpoints`: where an unfinished run is kept
 ) -> Path:
     "Where the run file of this configuration lies; raise `UsageError` for a name that cannot be a path"
     names = dict(dataset=dataset, backbone=backbone, mixer=mixer, variant=variant)
-    if isinstance(seed, bool) or not str(seed).isdecimal():
-        raise UsageError(f"seed '{seed}' is not a whole number of 0 or more: pass e.g. seed=1111")
-    return Path(results, kind, *[path_part(v, k) for k,v in names.items()], f"{int(seed)}.{'h5' if kind=='runs' else 'pt'}")
+    return Path(results, kind, *[path_part(v, k) for k,v in names.items()], f"{check_seed(seed)}.{'h5' if kind=='runs' else 'pt'}")
 
 # %% ../nbs/32_results.ipynb #1e491bca
 def sha256(
@@ -180,6 +179,7 @@ class Run:
     peak_memory: int = 0      # Bytes
     device: str = 'cpu'
     versions: dict = field(default_factory=dict)
+    setup: dict = field(default_factory=dict)    # What else of PyTorch and the machine numbers depend on, see `msmix.core.torch_setup`
     git_commit: str = ''
     epochs: int = 0           # Epochs trained
     best_epoch: int = 0       # Epoch whose weights were kept
@@ -267,7 +267,7 @@ def write_run(
     group.attrs['modalities'] = list(run.modalities)
     for k in ('config', 'versions'): group.attrs[k] = to_json(getattr(run, k), k)
     measured = group.create_group('measured')
-    measured.attrs['seconds'] = to_json(run.seconds, 'seconds')
+    for k in ('seconds', 'setup'): measured.attrs[k] = to_json(getattr(run, k), k)
     measured.attrs['peak_memory'] = int(run.peak_memory)
     for split,o in run.predictions.items():
         sizes = {k:len(np.reshape(o[k], -1)) for k in ('id','pred','true')}
@@ -304,6 +304,7 @@ def read_run(
     plain = lambda v: v.item() if isinstance(v, np.generic) else v
     values = {k: plain(group.attrs[k]) for k in ATTRIBUTES}
     values |= {k: json.loads(group.attrs[k]) for k in ('config','versions')}
+    values['setup'] = json.loads(group['measured'].attrs.get('setup', '{}'))    # older files have none
     values['label_range'] = tuple(map(float, values['label_range']))
     values['modalities'] = tuple(map(str, group.attrs['modalities']))
     values['seconds'] = json.loads(group['measured'].attrs['seconds'])
