@@ -608,6 +608,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                                 'msmix.progress.why_failed': ('progress.html#why_failed', 'msmix/progress.py')},
             'msmix.recipes': { 'msmix.recipes.Recipe': ('recipes.html#recipe', 'msmix/recipes.py'),
                                'msmix.recipes.almt': ('recipes.html#almt', 'msmix/recipes.py'),
+                               'msmix.recipes.check_effect': ('recipes.html#check_effect', 'msmix/recipes.py'),
                                'msmix.recipes.check_recipe': ('recipes.html#check_recipe', 'msmix/recipes.py'),
                                'msmix.recipes.find_recipe': ('recipes.html#find_recipe', 'msmix/recipes.py'),
                                'msmix.recipes.find_row': ('recipes.html#find_row', 'msmix/recipes.py'),

@@ -83,11 +83,11 @@ def check_sizes(
     kinds: dict, # Option -> annotation
     what: str, # For the message
 ):
-    "Raise `UsageError` for a size, depth or number below 1; rates are written with a point in the signature and are no sizes"
+    "Raise `UsageError` for a size, depth or number below 1 or beyond reason; rates are written with a point in the signature and are no sizes"
     for k,v in options.items():
         whole = [o for o in (v.values() if isinstance(v, dict) else [v]) if isinstance(o, int)]
-        if 'int' in str(kinds[k]) and 'float' not in str(kinds[k]) and min(whole, default=1)<1:
-            raise UsageError(f"{what}: {k}={v!r} is not possible: a size, depth or number is 1 or more")
+        if 'int' in str(kinds[k]) and 'float' not in str(kinds[k]) and not all(1<=o<=10**5 for o in whole):
+            raise UsageError(f"{what}: {k}={v!r} is not possible: a size, depth or number is 1 or more, up to 100000")
 
 # %% ../nbs/10_backbones.ipynb #905fbf37
 def check_options(

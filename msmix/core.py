@@ -172,7 +172,7 @@ def set_up_torch(
         torch.empty(0, device=device)
         if device.type=='cuda': torch.cuda.set_device(device.index or 0)       # streams and graphs belong to the current device
     except (RuntimeError, AssertionError) as e:
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        reason = (str(e).splitlines() or [type(e).__name__])[0].split('. ')[0][:120]
         raise UsageError(f"device '{printable(device)}' cannot be used here ({reason}): use device=cpu, or a machine that has it") from e
     if threads is not None: torch.set_num_threads(threads)
     return device

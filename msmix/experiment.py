@@ -235,7 +235,7 @@ class Experiment:
     ):
         started = time.perf_counter()
         choose(backbone, BACKBONES, 'backbone'), choose(mixer, MIXERS, 'mixer')
-        seed, capture = check_seed(seed), check_value(capture, bool, 'capture')
+        seed, capture, variant = check_seed(seed), check_value(capture, bool, 'capture'), check_value(variant, str, 'variant')
         if check_value(checkpoint, int, 'checkpoint')<0: raise UsageError(f'checkpoint={checkpoint} is not possible: give epochs from one to the next, or 0 for none')
         self.device = set_up_torch(pick_device(device), threads)
         self.names = dict(backbone=backbone, mixer=mixer, variant=variant, seed=seed)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Positive', 'NotNegative', 'Count', 'Texts', 'Epochs', 'Shares', 'EN', 'ZH', 'TABLE', 'OPEN', 'AUX', 'GENERAL',
-           'is_pattern', 'Recipe', 'row', 'tfn', 'lmf', 'mult', 'misa', 'almt', 'glomo', 'find_row', 'with_setting',
-           'find_recipe', 'check_recipe', 'recipe_text', 'origins']
+           'NEEDS', 'is_pattern', 'Recipe', 'row', 'tfn', 'lmf', 'mult', 'misa', 'almt', 'glomo', 'find_row',
+           'with_setting', 'check_effect', 'find_recipe', 'check_recipe', 'recipe_text', 'origins']
 
 # %% ../nbs/33_recipes.ipynb #4264b3f4
 import re
@@ -186,25 +186,43 @@ def with_setting(
     if not isinstance(inner, dict): raise UsageError(f"setting '{path}' reaches into '{head}', which is a single value: name '{head}' alone")
     return {**values, head: with_setting(inner, rest, value)}
 
+# %% ../nbs/33_recipes.ipynb #5215bf34
+NEEDS = {'plateau':{'schedule':'plateau'}, 'milestones':{'schedule':'steps'}, 'warmup':{'schedule':'cosine'}, 'horizon':{'schedule':'cosine'},
+         'text_states':{'text_encoder':None, 'text_embedding':None}, 'text_frozen':{'text_encoder':None}} # Setting -> what it works with; None: any
+
+# %% ../nbs/33_recipes.ipynb #a40fe29c
+def check_effect(
+    recipe: Recipe,
+    settings, # Names of what was set
+):
+    "Raise `UsageError` for a setting that changes nothing, since what it belongs to is not in the recipe"
+    default, has = Recipe(), lambda k,v: getattr(recipe, k)==v if v else bool(getattr(recipe, k))
+    for k in settings:
+        if k not in NEEDS or getattr(recipe, k)==getattr(default, k) or any(has(*o) for o in NEEDS[k].items()): continue
+        wanted = ' or '.join(f'{o}={v}' if v else f'a {o}' for o,v in NEEDS[k].items())
+        raise UsageError(f"setting {k}={getattr(recipe, k)!r} has no effect without {wanted}: set that too, or leave {k} out")
+
 # %% ../nbs/33_recipes.ipynb #22ae3ef1
 def find_recipe(
     backbone: str, # One of `BACKBONES`
     dataset: str, # Name of the dataset
     settings: dict|str|None=None, # Path -> value; what this run does otherwise
 ) -> Recipe:
-    "The recipe of a run; raise `UsageError` for a setting that does not exist or has an impossible value"
-    values = {}
+    "The recipe of a run; raise `UsageError` for a setting that does not exist, has an impossible value or no effect"
+    values, settings = {}, read_settings(settings)
     for part in find_row(backbone, dataset).values(): values.update(part)
     known = {f.name: f for f in fields(Recipe)}
-    for path,value in read_settings(settings).items():
+    for path,value in settings.items():
         head = choose(path.split('.')[0], known, 'setting')
         values.setdefault(head, asdict(Recipe())[head])
         values = with_setting(values, path, value)
-    try: return Recipe(**values)
+    try: recipe = Recipe(**values)
     except ValidationError as e:
         first = e.errors()[0]
         where = '.'.join(str(o) for o in first['loc'] if o!='[key]')
         raise misfit(f'setting {where}', first['input'], [first]) from e
+    check_effect(recipe, settings)
+    return recipe
 
 # %% ../nbs/33_recipes.ipynb #ef7f80d6
 def check_recipe(
@@ -219,6 +237,8 @@ def check_recipe(
     check_options(resolve(mixer, MIXERS, 'mixer'), recipe.mixer, ('dims','label_range','sequences','seed'),
                   f'option of mixer {mixer}', modalities)
     for m in recipe.standardise if modalities else (): choose(m, modalities, 'modality to standardise')
+    losses = {*AUX, 'modal', 'mix_modal', *(k for o in MIXERS for k in resolve(o, MIXERS, 'mixer').aux_weights)}
+    for k in recipe.aux_weights: choose(k, sorted(losses), 'loss in aux_weights')
 
 # %% ../nbs/33_recipes.ipynb #f3078aaa
 def recipe_text(

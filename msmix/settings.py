@@ -91,4 +91,4 @@ def read_seed(
     text: str, # From a command line
 ) -> int:
     "The seed that a text spells; `UsageError` where it is not one"
-    return check_seed(int(text) if re.fullmatch('0|[1-9][0-9]{0,19}', str(text)) else text)
+    return check_seed(int(text) if re.fullmatch('-?(0|[1-9][0-9]{0,19})', str(text)) else text)
