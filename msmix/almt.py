@@ -123,8 +123,8 @@ class ALMT(Backbone):
         lengths: dict[str,int]|None=None, # Modality -> padded length: each step has a learned position
         width: int=128, # D, of all tokens
         tokens: int=8, # T, per modality
-        embedding_depth=1, # Layers of the embedding, one number or one per modality
-        embedding_heads=8, # Its heads, one number or one per modality
+        embedding_depth: int|dict[str,int]=1, # Layers of the embedding, one number or one per modality
+        embedding_heads: int|dict[str,int]=8, # Its heads, one number or one per modality
         embedding_hidden: int=128, # Its inner width
         language_heads: int=8, # Heads of the layers between language states, whose inner width is D
         hyper_depth: int=3, # Number of language states and of hyper layers

@@ -151,8 +151,8 @@ class GLoMo(Backbone):
         label_range=(-3.,3.), # Not used: the output is not bounded
         lengths: dict[str,int]|None=None, # Not used: nothing here depends on a length
         width: int=96, # d, of all vectors
-        granules=3, # Pieces of a clip, one number or one per modality
-        experts=3, # E, one number or one per modality
+        granules: int|dict[str,int]=3, # Pieces of a clip, one number or one per modality
+        experts: int|dict[str,int]=3, # E, one number or one per modality
         k: int=2, # Experts a sample hears
         heads: int=16, # Heads of encoders and transformer, divides `width`
         layers: int=2, # Layers of the encoders

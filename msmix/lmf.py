@@ -31,10 +31,10 @@ class LMF(VectorBackbone):
         dims: dict[str,int], # Modality -> width of its features
         label_range=(-3.,3.), # Not used: the output is not bounded
         lengths: dict[str,int]|None=None, # Not used: nothing here depends on a length
-        hidden=32, # Width of the sub-networks, one number or one per modality
+        hidden: int|dict[str,int]=32, # Width of the sub-networks, one number or one per modality
         lead_out: int|None=None, # Width of the lead's vector; None: half its LSTM, as published
         rank: int=4, # R
-        dropout=.2, # Of the sub-networks, one number or one per modality, in [0,1)
+        dropout: float|dict[str,float]=.2, # Of the sub-networks, one number or one per modality, in [0,1)
         lead: str|None=None, # Modality read by the LSTM; None: text, else the first
         through_padding: bool=False, # Published: the LSTM reads on through the padding
         average_padding: bool=False, # Published: time averages count the padding

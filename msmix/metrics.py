@@ -9,7 +9,7 @@ __all__ = ['RULES', 'METRICS', 'HIGHER_IS_BETTER', 'bins', 'rounded', 'arrow', '
 # %% ../nbs/31_metrics.ipynb #d2b343a6
 import warnings
 import numpy as np
-from .names import UsageError
+from .names import UsageError, known_dataset
 
 # %% ../nbs/31_metrics.ipynb #f92a982e
 def bins(
@@ -52,13 +52,13 @@ def arrow(
 
 # %% ../nbs/31_metrics.ipynb #a16aebd4
 def rules_of(
-    dataset: str, # Name; mosi, mosei and sims are known
+    dataset: str, # Name, in any spelling that `known_dataset` reads
     label_range=None, # (lowest, highest) label
     true=None, # `(N,)`, decides where there is no range
 ) -> str: # One of `RULES`
     "Which set of rules applies"
-    known = dict(mosi='mosi', mosei='mosi', sims='sims').get(str(dataset).lower())
-    if known: return known
+    known = known_dataset(dataset)
+    if known: return 'sims' if known=='sims' else 'mosi'
     if label_range is None and (true is None or not len(true)):
         raise UsageError(f"no metrics are known for dataset '{dataset}': "
                          "pass label_range, e.g. (-3,3) for MOSI's rules or (-1,1) for SIMS'")

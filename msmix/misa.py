@@ -109,7 +109,7 @@ class MISA(Backbone):
         width: int=32, # Of all vectors from the projection on
         heads: int=2, # Of the transformer, divides `width`
         inner: int=2048, # Inner width of the transformer
-        rnn_width=None, # Of the recurrent layers, one number or one per modality; None: as the features (published)
+        rnn_width: int|dict[str,int|None]|None=None, # Of the recurrent layers, one number or one per modality; None: as the features (published)
         cell: str='lstm', # lstm or gru
         dropout: float=.2, # Of the head
         transformer_dropout: float=.1, # In [0,1)

@@ -46,8 +46,8 @@ class MulT(Backbone):
         width: int=32, # d
         heads: int=4, # Heads of each attention, divides d
         layers: int=4, # Depth of the crossmodal encoders; the self blocks have three at least
-        kernel=3, # Window of the convolution, one number or one per modality
-        attn_dropout=.1, # Of attention weights, by the modality attended to, one number or one per modality
+        kernel: int|dict[str,int]=3, # Window of the convolution, one number or one per modality
+        attn_dropout: float|dict[str,float]=.1, # Of attention weights, by the modality attended to, one number or one per modality
         relu_dropout: float=.1, # Of inner layers
         res_dropout: float=.1, # Of branches before they are added
         embed_dropout: float=.1, # Of encoder inputs

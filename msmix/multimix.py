@@ -63,7 +63,7 @@ class MultiMix(Mixer):
         sequences: bool|None=None, # Are latents `(B,L,d)`? It makes no difference here
         rows: float=1., # Mixed rows per clean row
         seed: int=0, # Of the factors
-        alpha=(.5,2.), # Range of the Dirichlet parameters, above 0; one vector is drawn per batch
+        alpha: tuple[float,float]=(.5,2.), # Range of the Dirichlet parameters, above 0; one vector is drawn per batch
         number: int|None=None, # Mixed rows of every batch, whatever its size (published: 1000); None: `rows`
     ):
         super().__init__(dims, label_range, sequences=sequences, rows=rows, seed=seed)

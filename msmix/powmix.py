@@ -57,12 +57,12 @@ class PowMix(MultiMix):
         sequences: bool|None=None, # Are latents `(B,L,d)`? It makes no difference here
         rows: float=1., # Mixed rows per clean row
         seed: int=0, # Of the factors and subsets
-        alpha=(.5,1.5), # Range of the Dirichlet parameters, above 0; one vector is drawn per batch
+        alpha: tuple[float,float]=(.5,1.5), # Range of the Dirichlet parameters, above 0; one vector is drawn per batch
         number: int|None=None, # 1: mixed rows of every batch, whatever its size (published: 1000); None: `rows`
         reweight: str='gap', # 2: 'gap' (by activity) or 'uniform'
         anisotropic: bool=True, # 3: a draw of factors per modality
         dynamic: bool=True, # 4: a random subset of the batch per row
-        keep=(.5,1.), # Range of the probability to keep a sample, in [0,1]
+        keep: tuple[float,float]=(.5,1.), # Range of the probability to keep a sample, in [0,1]
         keep_per: str='row', # That probability is drawn per 'row' or, published, per 'entry'
         label_from: str='all', # 5: label from the mean over 'all' modalities, or from the one named
     ):

@@ -27,6 +27,7 @@ from .lengths import (STOP, TRUST, WARN, Window, aligned_with, begin_at, by_leng
 from .guarded import guarded
 from .hdf5 import check_place
 from .pickles import load_pickle
+from .names import known_dataset, label_range_of
 
 # %% ../nbs/01a_prepare.ipynb #2399f0a9
 KNOWN = {'mosi':((-3.,3.), 'en'), 'mosei':((-3.,3.), 'en'), 'sims':((-1.,1.), 'zh')}    # label range, language
@@ -587,12 +588,13 @@ def check_request(
     label_range: tuple|None,
 ) -> tuple[tuple,str]: # Label range and language of the name
     "Refuse what is wrong before anything is read"
-    if label_range is None:
+    known = known_dataset(name)
+    if label_range is None and not known:
         try: choose(name, KNOWN, 'dataset')
         except UsageError as e: raise UsageError(f"{e}, or give the label range of your own set (--label-range LO HI)") from e
-    limits,language = KNOWN.get(name, (label_range,''))
+    limits,language = label_range_of(name, label_range),KNOWN.get(known, (None,''))[1]
     check_place(src, 'feature pickle')
-    check_header(Header(name, ('text','audio','vision'), label_range or limits, language), f"'{dst}'")
+    check_header(Header(name, ('text','audio','vision'), limits, language), f"'{dst}'")
     check_target(dst, src)
     check_replaced(dst, name)
     return limits,language
@@ -601,7 +603,7 @@ def check_request(
 def prepare_here(
     src, # The pickle
     dst, # The dataset file to make
-    name: str, # `mosi`, `mosei`, `sims`, or a name of your own
+    name: str, # `mosi`, `mosei`, `sims` in any usual spelling, or a name of your own
     label_range: tuple|None=None, # Lowest and highest label; needed for a name of your own
     float16: bool=False, # Store the features as float16
     progress: bool=True, # Show progress bars on stderr
@@ -614,16 +616,16 @@ def prepare_here(
     modalities = ('text','audio','vision')
     with bar(f'read {src.name}', src.stat().st_size, progress) as b: data,sha = load_pickle(src, b.update)
     check_keys(data, f"'{src}'")
-    report = Report(str(dst), name, sha, published_as(src, sha, name))
+    report = Report(str(dst), name, sha, published_as(src, sha, known_dataset(name) or name))
     parts = read_parts(data, f"'{src}'", report)
-    check_wide_range(np.concatenate([p.small['label'] for p in parts.values()]), label_range or limits, f"'{src}'")
+    check_wide_range(np.concatenate([p.small['label'] for p in parts.values()]), limits, f"'{src}'")
     settle_all(parts, lengths or ('published' if report.published else ''), f"'{src}'", report)
     size   = sum(4*a.size for p in parts.values() for a in p.x.values())
     splits = ((s, convert(parts.pop(s), report)) for s in SPLITS)
     check_room(dst, size//2 if float16 else size)
     with bar(f'write {dst.name}', size, progress) as b:
         report.sum = write_dataset(dst, splits, name=name, modalities=modalities,
-                                   label_range=label_range or limits, language=language, float16=float16, source_sha256=sha,
+                                   label_range=limits, language=language, float16=float16, source_sha256=sha,
                                    source=f'MMSA {report.published}' if report.published else src.name, tick=b.update)
     report.rounding = rounding_of(dst)
     return report

@@ -26,6 +26,7 @@ from .files import check_writable, path_part, whole_file
 from .hdf5 import UNREADABLE, NotReadableNow, check_place, open_h5, plain_attributes, plain_value, write_h5
 from .names import UsageError, printable
 from .metrics import METRICS, score
+from .settings import check_seed
 
 # %% ../nbs/32_results.ipynb #07ce398f
 def check_key(
@@ -46,7 +47,7 @@ def run_path(
     results, # Folder of results
     dataset: str, backbone: str, mixer: str,
     variant: str, # `main`, or the name of an ablation, a setting, a share of the data
-    seed: int, # 0 or more
+    seed: int, # 0 to 2**63-1
     kind: str='runs', # `checkpoints`: where an unfinished run is kept
 ) -> Path:
     "Where the run file of this configuration lies; raise `UsageError` for a name that cannot be a path"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIKE', 'SIGMA', 'KAPPA', 'TAU', 'STEP', 'CHUNK', 'VOCAB', 'Like', 'draws', 'on_grid', 'Features', 'word_ids',
-           'synth_split', 'split_sizes', 'check_seed', 'synth_splits', 'synth_header', 'synth', 'parse_spec']
+           'synth_split', 'split_sizes', 'synth_splits', 'synth_header', 'synth', 'parse_spec']
 
 # %% ../nbs/01b_synth.ipynb #6729ae71
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ import numpy as np
 from .core import UsageError, choose
 from .data import SPLITS, Header, write_dataset
 from .files import check_room
+from .settings import check_seed, read_seed
 
 # %% ../nbs/01b_synth.ipynb #d9fb7a90
 @dataclass(frozen=True)
@@ -144,14 +145,6 @@ def split_sizes(
     if not ok: raise UsageError(f"fraction {fraction!r} of a synthetic set is not possible: give a number above 0, up to 1")
     return {s:max(2, int(np.ceil(n*float(fraction)-1e-9))) for s,n in zip(SPLITS, o.splits)}
 
-# %% ../nbs/01b_synth.ipynb #932dc5e3
-def check_seed(seed) -> int:
-    "The seed as a number; `UsageError` unless it is whole and not negative"
-    try: ok = int(seed)==float(seed) and int(seed)>=0
-    except (TypeError, ValueError, OverflowError): ok = False
-    if not ok: raise UsageError(f"seed {seed!r} is not possible: give a whole number, 0 or more")
-    return int(seed)
-
 # %% ../nbs/01b_synth.ipynb #c2b18082
 def synth_splits(
     like: str, # `mosi`, `mosei` or `sims`
@@ -201,4 +194,4 @@ def parse_spec(
                          "for instance synth:mosi:0.1")
     like,fraction,seed = parts + ['1','0'][len(parts)-1:]
     split_sizes(like, fraction)
-    return like,float(fraction),check_seed(seed)
+    return like,float(fraction),read_seed(seed)

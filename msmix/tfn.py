@@ -71,10 +71,10 @@ class TFN(VectorBackbone):
         dims: dict[str,int], # Modality -> width of its features
         label_range=(-3.,3.), # The prediction stays inside
         lengths: dict[str,int]|None=None, # Not used: nothing here depends on a length
-        hidden=32, # Width of the sub-networks, one number or one per modality
+        hidden: int|dict[str,int]=32, # Width of the sub-networks, one number or one per modality
         lead_out: int=32, # Width of the lead's vector
         post: int=32, # Width of the head
-        dropout=.2, # Of the sub-networks, one number or one per modality, in [0,1)
+        dropout: float|dict[str,float]=.2, # Of the sub-networks, one number or one per modality, in [0,1)
         post_dropout: float=.2, # Of the outer product
         lead: str|None=None, # Modality read by the LSTM; None: text, else the first
         through_padding: bool=False, # Published: the LSTM reads on through the padding
