@@ -12,21 +12,21 @@ import ast, inspect, time
 from dataclasses import asdict
 from pathlib import Path
 import torch
-from msmix.core import UsageError, choose, generator, masked_mean, set_up_torch, stream_seed, pin_torch, torch_setup
-from msmix.files import user_path
-from msmix.names import BACKBONES, MIXERS, resolve, label_range_of
-from msmix.settings import check_seed, check_value
-from msmix.layers import lead_modality
-from msmix.backbones import build_backbone
-from msmix.mixers import build_mixer
-from msmix.checkpoint import Checkpoint, check_every
-from msmix.data import load_dataset, open_dataset
-from msmix.scarce import hidden_conditions, hide, with_share
-from msmix.recipes import Recipe, find_recipe, check_recipe, recipe_text
-from msmix.results import (Run, check_target, code_sum, file_identity, git_commit, hidden_name, holds_weights,
-                           identity, load_run, module_text, peak_memory, run_path, save_run)
+from .core import UsageError, choose, generator, masked_mean, set_up_torch, stream_seed, pin_torch, torch_setup
+from .files import user_path
+from .names import BACKBONES, MIXERS, resolve, label_range_of
+from .settings import check_seed, check_value
+from .layers import lead_modality
+from .backbones import build_backbone
+from .mixers import build_mixer
+from .checkpoint import Checkpoint, check_every
+from .data import load_dataset, open_dataset
+from .scarce import hidden_conditions, hide, with_share
+from .recipes import Recipe, find_recipe, check_recipe, recipe_text
+from .results import (Run, check_target, code_sum, file_identity, git_commit, hidden_name, holds_weights,
+                           identity, load_run, module_text, peak_memory, run_path, save_run,
                            versions)
-from msmix.train import Trainer, clean_and_mixed
+from .train import Trainer, clean_and_mixed
 
 # %% ../nbs/30a_experiment.ipynb #d6a9367c
 NO_PART = ('names','recipes','results','metrics','synth','text','reference','documented','checkpoint','files','hdf5','settings')  # Modules that do not decide a run's numbers

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['data_path', 'train_notebook', 'run_job_of', 'plan', 'figure_files', 'figure_notebook', 'Figure', 'figure_jobs',
-           'check_data', 'check_settings', 'encoder_width', 'text_width', 'check_network', 'data_shape', 'check_folder',
+           'check_data', 'data_shape', 'check_settings', 'encoder_width', 'text_width', 'check_network', 'check_folder',
            'check_way', 'data_spec', 'Head', 'run_head', 'source_of', 'code_of', 'run_faults', 'with_text',
            'text_faults', 'Stale', 'check_runs', 'move_aside', 'settle_runs', 'run_resources', 'machine_resources',
            'job_limits', 'lock_folder', 'check_names', 'check_all', 'clear_way', 'end_with', 'profile_folder',
@@ -152,6 +152,24 @@ def check_data(
         found = found.decode(errors='replace') if isinstance(found, bytes) else str(found)
         if found!=name: raise UsageError(f"'{path}' holds the dataset '{found}', the configuration calls it '{name}': use the same name")
 
+# %% ../nbs/36_grid.ipynb #4d5d84ae
+def data_shape(
+    config: dict, # From `check_config`
+    name: str, # One of its datasets
+): # Namespace with `dims`, `lengths`, `label_range`, `tokens` and `embedded`; None where its file is not there
+    "What networks are built from: widths, lengths and more of a dataset"
+    from msmix.data import check_table, open_dataset
+    from msmix.text import STATES, embeddings
+    spec = config['datasets'][name]
+    if 'file' in spec and not Path(spec['file']).exists(): return None
+    with open_dataset(spec.get('file', f"synth:{spec.get('synth')}:0.001")) as (header, tables, where):
+        raw, t = tables['train'], check_table(tables['train'], header, f"split 'train' of {where}")
+        sizes = {m: t[f'{m}/features'].shape[1:] for m in header.modalities}
+        places   = {k: [f'text/embedded/{k}/{s}' for s in STATES] for k in embeddings(raw)}
+        embedded = {k: [raw[o].shape[-1] for o in v if o in raw] for k,v in places.items()}
+    return SimpleNamespace(dims={m: o[1] for m,o in sizes.items()}, lengths={m: o[0] for m,o in sizes.items()},
+                           label_range=header.label_range, tokens='text/token_ids' in t, embedded=embedded)
+
 # %% ../nbs/36_grid.ipynb #3a98420f
 def check_settings(
     config: dict, # From `check_config`
@@ -224,24 +242,6 @@ def check_network(
     net, _ = build(plain, read, backbone, 'none', 0)
     if not recipe.text_encoder: param_groups(net, recipe.lr, recipe.weight_decay, recipe.groups, recipe.leave_out)
     return net
-
-# %% ../nbs/36_grid.ipynb #4d5d84ae
-def data_shape(
-    config: dict, # From `check_config`
-    name: str, # One of its datasets
-): # Namespace with `dims`, `lengths`, `label_range`, `tokens` and `embedded`; None where its file is not there
-    "What networks are built from: widths, lengths and more of a dataset"
-    from msmix.data import check_table, open_dataset
-    from msmix.text import STATES, embeddings
-    spec = config['datasets'][name]
-    if 'file' in spec and not Path(spec['file']).exists(): return None
-    with open_dataset(spec.get('file', f"synth:{spec.get('synth')}:0.001")) as (header, tables, where):
-        raw, t = tables['train'], check_table(tables['train'], header, f"split 'train' of {where}")
-        sizes = {m: t[f'{m}/features'].shape[1:] for m in header.modalities}
-        places   = {k: [f'text/embedded/{k}/{s}' for s in STATES] for k in embeddings(raw)}
-        embedded = {k: [raw[o].shape[-1] for o in v if o in raw] for k,v in places.items()}
-    return SimpleNamespace(dims={m: o[1] for m,o in sizes.items()}, lengths={m: o[0] for m,o in sizes.items()},
-                           label_range=header.label_range, tokens='text/token_ids' in t, embedded=embedded)
 
 # %% ../nbs/36_grid.ipynb #7a411a40
 def check_folder(

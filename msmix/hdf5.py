@@ -8,11 +8,10 @@ __all__ = ['UNREADABLE', 'PLAIN', 'SPARE', 'PACKED', 'LONGEST', 'NotReadableNow'
            'plain_value', 'plain_attributes']
 
 # %% ../nbs/05b_hdf5.ipynb #be8b7465
-import io, os, stat
+import io, os
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-import os
 import h5py
 import numpy as np
 from .files import kind_of_file

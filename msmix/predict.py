@@ -11,7 +11,7 @@ import math, warnings
 from dataclasses import replace
 import numpy as np
 import torch
-from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from .core import UsageError, choose, set_up_torch
 from .names import BACKBONES, printable

@@ -31,16 +31,14 @@ from .settings import check_seed
 # %% ../nbs/32_results.ipynb #07ce398f
 def check_key(
     dataset: str, backbone: str, mixer: str, variant: str,
-    seed: int, # 0 or more
+    seed: int, # 0 to 2**63-1
 ):
     "Raise `UsageError` unless the names are texts that can be folders and the seed is a whole number"
     for what, name in dict(dataset=dataset, backbone=backbone, mixer=mixer, variant=variant).items():
         if not isinstance(name, str):
             raise UsageError(f"{what} {name!r} is not a text but a {type(name).__name__}: write it in quotes, e.g. \"{name}\"")
         path_part(name, what)
-    if isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer)) or not 0<=seed<2**63:
-        kind = '' if type(seed) is int else f' ({type(seed).__name__})'
-        raise UsageError(f"seed '{printable(seed)[:40]}'{kind} is not a whole number of 0 or more, below 2^63: pass e.g. seed=1111")
+    check_seed(seed)
 
 # %% ../nbs/32_results.ipynb #59f28b1b
 def run_path(

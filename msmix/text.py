@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .core import Latents, Masks, Encoded, Fused, UsageError, choose, length_mask, set_up_torch
 from .layers import by_length
 from .backbones import Backbone
-from .data import Dataset, Split, open_dataset, read_features, read_unlabelled, SPLITS, check_table, read_small
+from .data import Dataset, Split, open_dataset, read_features, read_unlabelled
 from .files import path_part, user_path, whole_file
 from .names import printable
 from .hdf5 import write_h5
