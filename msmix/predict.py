@@ -7,7 +7,7 @@ __all__ = ['Trained', 'trained_as', 'weights_of', 'numbers', 'rebuilt', 'encoder
            'like_trained', 'predict_file']
 
 # %% ../nbs/30b_predict.ipynb #5233223f
-import math, warnings
+import warnings
 from dataclasses import replace
 import numpy as np
 import torch

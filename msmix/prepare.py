@@ -10,7 +10,7 @@ __all__ = ['KNOWN', 'PUBLISHED', 'NEED', 'published_as', 'zeros', 'Report', 'Cle
            'check_request', 'prepare_here', 'limits_of', 'prepare']
 
 # %% ../nbs/01a_prepare.ipynb #146a7b89
-import hashlib, inspect, pickle, tempfile
+import inspect
 import warnings
 from dataclasses import dataclass, field
 from itertools import combinations
