@@ -7,11 +7,11 @@ __all__ = ['Trained', 'trained_as', 'weights_of', 'numbers', 'rebuilt', 'encoder
            'like_trained', 'predict_file']
 
 # %% ../nbs/30b_predict.ipynb #5233223f
-import math, warnings
+import warnings
 from dataclasses import replace
 import numpy as np
 import torch
-from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from .core import UsageError, choose, set_up_torch
 from .names import BACKBONES, printable
