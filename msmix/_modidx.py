@@ -474,6 +474,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                               'msmix.mixers.checked_predict': ('mixers.html#checked_predict', 'msmix/mixers.py'),
                               'msmix.mixers.checkpointed_part': ('mixers.html#checkpointed_part', 'msmix/mixers.py'),
                               'msmix.mixers.checkpointed_parts': ('mixers.html#checkpointed_parts', 'msmix/mixers.py'),
+                              'msmix.mixers.draws_of': ('mixers.html#draws_of', 'msmix/mixers.py'),
                               'msmix.mixers.interpolate': ('mixers.html#interpolate', 'msmix/mixers.py'),
                               'msmix.mixers.is_number': ('mixers.html#is_number', 'msmix/mixers.py'),
                               'msmix.mixers.kind': ('mixers.html#kind', 'msmix/mixers.py'),

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['LOST', 'CALLS', 'interpolate', 'mix_labels', 'mix_pairs', 'sample_beta', 'is_number', 'check_alpha', 'random_pairs',
-           'OwnRandomness', 'checkpointed_part', 'checkpointed_parts', 'Draws', 'same_draws', 'check_dims',
+           'OwnRandomness', 'checkpointed_part', 'checkpointed_parts', 'Draws', 'draws_of', 'same_draws', 'check_dims',
            'check_label_range', 'check_count', 'kind', 'check_latents', 'check_label_rows', 'check_modal_labels',
            'check_masks', 'check_values', 'checked_predict', 'like_weights', 'Mixer', 'mix_eagerly', 'NoMix',
            'build_mixer']
 
 # %% ../nbs/20_mixers.ipynb #69ea254d
-import itertools, math, operator, sys, weakref
+import itertools, math, sys, weakref
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral
 import torch
 from torch import nn, Tensor
 from torch.autograd.function import FunctionCtx
@@ -178,6 +179,14 @@ class Draws:
 # %% ../nbs/20_mixers.ipynb #e452e343
 CALLS = weakref.WeakKeyDictionary()   # Checkpointed part -> mixer -> `Draws`
 
+# %% ../nbs/20_mixers.ipynb #f0fe4da6
+def draws_of(
+    owner: OwnRandomness,
+    part, # A checkpointed part
+) -> Draws:
+    "What is remembered of the draws of `owner` in this part"
+    return CALLS.setdefault(part, {}).setdefault(owner, Draws())
+
 # %% ../nbs/20_mixers.ipynb #a1d4e34d
 @contextmanager
 def same_draws(
@@ -185,11 +194,10 @@ def same_draws(
 ):
     "What is drawn inside is drawn again when a checkpointed part around it is computed anew; after that the numbers stand where they stood"
     inside, again = checkpointed_parts()
-    of = lambda part: CALLS.setdefault(part, {}).setdefault(owner, Draws())
     if again is None and torch._C._current_graph_task_id()!=-1: raise RuntimeError(LOST)
     now = owner.random_state() if inside or again else None
-    then = of(again[0]).again(again[1]) if again else now
-    for part in inside: of(part).states.append(then)
+    then = draws_of(owner, again[0]).again(again[1]) if again else now
+    for part in inside: draws_of(owner, part).states.append(then)
     if again: owner.set_random_state(then)
     try: yield
     finally:
@@ -205,19 +213,20 @@ def check_dims(
     for m,d in dims.items():
         if not isinstance(m, str) or not m or '.' in m:
             raise UsageError(f"dims has a modality {m!r}: a modality's name is a text without a full stop")
-        if isinstance(d, bool) or not hasattr(d, '__index__') or operator.index(d)<1:
+        if isinstance(d, bool) or not isinstance(d, Integral) or d<1:
             raise UsageError(f"dims gives {m} a width of {d!r}: a width is a whole number, 1 or more")
-    return {m: operator.index(d) for m,d in dims.items()}
+    return {m: int(d) for m,d in dims.items()}
 
 # %% ../nbs/20_mixers.ipynb #c5381afc
 def check_label_range(
     label_range, # Lowest and highest label
 ) -> tuple[float,float]:
     "`label_range` as two floats; raise `UsageError` where it is no range"
-    two = not isinstance(label_range, str) and hasattr(label_range, '__len__') and len(label_range)==2
-    if not two or not all(map(is_number, label_range)) or not label_range[0]<label_range[1]:
+    try: low, high = label_range
+    except (TypeError, ValueError): low, high = None, None
+    if isinstance(label_range, (str, Mapping, set)) or not (is_number(low) and is_number(high) and low<high):
         raise UsageError(f"label_range={label_range!r} is no range: give the lowest label, then the highest, as (-3, 3)")
-    return float(label_range[0]), float(label_range[1])
+    return float(low), float(high)
 
 # %% ../nbs/20_mixers.ipynb #ca6ee619
 def check_count(
@@ -227,10 +236,10 @@ def check_count(
     below: float=math.inf, # First value too high
 ) -> int:
     "`value`, or `UsageError` if it is no whole number in its range"
-    if isinstance(value, bool) or not hasattr(value, '__index__') or not least<=operator.index(value)<below:
-        limit = f'below {below}' if below<math.inf else 'or more'
-        raise UsageError(f"{name}={value!r} does not work: give a whole number, {least} {limit}")
-    return operator.index(value)
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least<=value<below:
+        limit = f', below {below}' if below<math.inf else ''
+        raise UsageError(f"{name}={value!r} does not work: give a whole number, {least} or more{limit}")
+    return int(value)
 
 # %% ../nbs/20_mixers.ipynb #5952b394
 def kind(
@@ -362,8 +371,9 @@ class Mixer(OwnRandomness, nn.Module):
         seed: int=0, # Of the mixer's own random numbers
     ):
         super().__init__(check_count(seed, 'seed', 0, 2**64))
-        if not (is_number(rows) and rows>0):
-            raise UsageError(f"rows={rows!r} asks for no mixed rows: give a finite number above 0, or take mixer none")
+        if not (is_number(rows) and 0<rows<=1000):
+            raise UsageError(f"rows={rows!r} asks for no mixed rows, or for too many: give the mixed rows per clean row, "
+                             "above 0 and at most 1000, or take mixer none")
         self.dims, self.label_range = check_dims(dims), check_label_range(label_range)
         self.modalities, self.sequences, self.rows, self._values_seen = tuple(self.dims), sequences, rows, False
         self.reach = max(abs(o) for o in self.label_range)

@@ -7,9 +7,9 @@ __all__ = ['check_pairs', 'check_base', 'MSMix']
 
 # %% ../nbs/24_msmix.ipynb #69f28f3d
 import torch
-from torch import Tensor
+from torch import nn, Tensor
 from .core import Latents, Masks, Mixed, UsageError, choose
-from .mixers import Mixer, check_alpha, is_number, mix_pairs, random_pairs, sample_beta
+from .mixers import Mixer, check_alpha, check_count, is_number, mix_pairs, random_pairs, sample_beta
 from .sass import pairwise_similarity, draw_pairs
 from .sig import OwnIntensity, CrossIntensity, intensity_weights, mixing_ratios
 from .sal import alignment_loss
@@ -73,7 +73,10 @@ class MSMix(Mixer):
         self.signed, self.direction = signed, direction
         self.sass, self.sig, self.sal = sass, sig, sal
         self.reach = self.reach if reach is None else reach
+        check_count(reduce_above or 0, 'reduce_above', 0)
         if not sig and sal is False: return
+        for m in self.dims:
+            if hasattr(nn.ModuleDict(), m): raise UsageError(f"a modality cannot be called '{m}', PyTorch's modules use the name: choose another")
         self.intensity = CrossIntensity(dims, self.reach, heads) if attend=='modalities' else OwnIntensity(dims, self.reach, heads, sequences, leak, reduce_above)
 
     @classmethod

@@ -68,7 +68,7 @@ class MultiMix(Mixer):
         number: int|None=None, # Mixed rows of every batch, whatever its size (published: 1000); None: `rows`
     ):
         super().__init__(dims, label_range, sequences=sequences, rows=rows, seed=seed)
-        if number is not None: check_count(number, 'number')
+        if number is not None: check_count(number, 'number', 1, 10**6)
         self.alpha, self.number = check_span(alpha, 'alpha', 1e-3, 1e3), number
 
     def n_rows(self, z: Latents) -> tuple[int,int]:
