@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from .core import Latents, Masks, Mixed, UsageError, join_masks, masked_mean, per_row
-from .mixers import Mixer, check_alpha, mix_labels, random_pairs, sample_beta
+from .mixers import Mixer, check_alpha, is_number, mix_labels, random_pairs, sample_beta
 
 # %% ../nbs/28_advmixup.ipynb #d0c4d5c3
 def attack_loss(
@@ -18,6 +18,8 @@ def attack_loss(
     y: Tensor, # `(N,1)`, `(N,)`, or class probabilities `(N,C)`
 ) -> Tensor:
     "Squared error, or cross-entropy for class probabilities; summed over rows"
+    if pred.shape!=y.shape and not pred.numel()==y.numel()==len(y):
+        raise UsageError(f"predict returned {tuple(pred.shape)} for labels {tuple(y.shape)}: it has to return (N,1) for scores, (N,C) for classes")
     if y.numel()==len(y): return F.mse_loss(pred.flatten(), y.flatten(), reduction='sum')
     return F.cross_entropy(pred, y, reduction='sum')
 
@@ -35,6 +37,7 @@ def adversarial_ratios(
     with torch.enable_grad():
         start = {m: per_row(lam, o).to(o.dtype).expand_as(o).clone().requires_grad_() for m,o in a.items()}
         loss = attack_loss(predict({m: torch.lerp(b[m].detach(), a[m].detach(), o) for m,o in start.items()}, mask), y)
+    if not loss.requires_grad: raise UsageError("predict gives predictions without a gradient: leave out no_grad and detach in it")
     grads = torch.autograd.grad(loss, [*start.values()], allow_unused=True, materialize_grads=True)
     return {m: (o.detach()+eta*g.sign()).clamp(0, 1) for (m,o),g in zip(start.items(), grads)}
 
@@ -61,7 +64,7 @@ class AdvMixUp(Mixer):
     ):
         super().__init__(dims, label_range, sequences=sequences, rows=rows, seed=seed)
         check_alpha(alpha)
-        if not 0<=eta<=1: raise UsageError(f"eta={eta} is outside [0,1]: it is a step of a mixing ratio")
+        if not (is_number(eta) and 0<=eta<=1): raise UsageError(f"eta={eta} is outside [0,1]: it is a step of a mixing ratio")
         self.alpha, self.eta = alpha, eta
 
     def forward(self, z: Latents, y: Tensor, *, mask: Masks|None=None, labels: Latents|None=None, predict=None) -> Mixed:

@@ -117,10 +117,15 @@ def check_randomness(
     assert torch.equal(torch.get_rng_state(), states[0]), "the mixer draws from PyTorch's global generator"
     assert random.getstate()==states[1], "the mixer draws from Python's global generator"
     for k,o in given.items(): assert torch.equal(o, before[k]), f'the mixer changed {k} in place'
+    stood = a.random_state()
+    third = a(z, y, mask=mask, predict=sum_up)
+    a.set_random_state(stood)
+    fourth = a(z, y, mask=mask, predict=sum_up)
     torch.rand(3), random.random()
     second = b(z, y, mask=mask, predict=sum_up)
     found = lambda o: [*o.z.values(), o.y, *(p for p in (o.lam, *o.mask.values()) if p is not None)]
     assert all(map(torch.equal, found(first), found(second))), 'the same seed gives other rows'
+    assert all(map(torch.equal, found(third), found(fourth))), '`random_state` lacks something that the mixer draws from'
 
 # %% ../nbs/20a_contract.ipynb #21cffd51
 def check_mixer(

@@ -10,7 +10,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from .core import Latents, Masks, Mixed, UsageError, masked_mean, stack_rows
-from .mixers import Mixer
+from .mixers import Mixer, check_count, is_number, like_weights
 
 # %% ../nbs/29a_lemda.ipynb #7bbdbb4c
 class Reverse(torch.autograd.Function):
@@ -45,7 +45,7 @@ class Augmenter(nn.Module):
         generator: torch.Generator, # Of the noise in the code
     ) -> tuple[Tensor,Tensor,Tensor]: # What to add `(N,width)`; mean and log-variance of the code, `(N,code)`
         "$G(h)$, and the parameters of its code"
-        mean, logvar = self.encoder(h).chunk(2, 1)
+        mean, logvar = self.encoder(like_weights(h, self.encoder[0].weight)).chunk(2, 1)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return self.decoder(mean+noise*(logvar/2).exp()), mean, logvar
 
@@ -84,8 +84,9 @@ class LeMDA(Mixer):
         consistency: bool=True, # Return `lemda_consistency`, which needs `predict`
     ):
         super().__init__(dims, label_range, sequences=sequences, rows=rows, seed=seed)
-        if reverse<0: raise UsageError(f"reverse={reverse} is below 0: the generator would help the backbone; give 0 or more")
+        if not (is_number(reverse) and reverse>=0): raise UsageError(f"reverse={reverse!r} is below 0: the generator would help the backbone; give 0 or more")
         self.reverse, self.consistency = reverse, consistency
+        check_count(hidden, 'hidden'), check_count(code, 'code')
         self.augment = Augmenter(sum(dims.values()), hidden, code)
 
     def forward(self, z: Latents, y: Tensor, *, mask: Masks|None=None, labels: Latents|None=None, predict=None) -> Mixed:

@@ -8,6 +8,7 @@ __all__ = ['ManifoldMixup']
 # %% ../nbs/25a_manifold.ipynb #e5301f79
 import random
 from .core import UsageError, choose
+from .mixers import same_draws
 from .mixup import Mixup
 
 # %% ../nbs/25a_manifold.ipynb #adea8882
@@ -42,4 +43,8 @@ class ManifoldMixup(Mixup):
 
     def place(self) -> str:
         "The layer of the next batch; each call draws anew, so ask once per batch"
-        return self._layer_draws.choice(self.layers)
+        with same_draws(self): return self._layer_draws.choice(self.layers)
+
+    def takes_features(self) -> bool:
+        "May batches be mixed at the input?"
+        return 'input' in self.layers

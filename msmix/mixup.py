@@ -31,6 +31,10 @@ class Mixup(Mixer):
         "Where to mix: 'input' or 'cut'"
         return self.at
 
+    def takes_features(self) -> bool:
+        "May batches be mixed at the input?"
+        return self.at=='input'
+
     def forward(self, z: Latents, y: Tensor, *, mask: Masks|None=None, labels: Latents|None=None, predict=None) -> Mixed:
         "N mixed rows and their labels; `z` may be features or latents"
         (B, N), g = self.n_rows(z), self.generator(y.device)

@@ -9,7 +9,7 @@ __all__ = ['dropped_modality', 'ModDrop']
 import torch
 from torch import Tensor
 from .core import Latents, Masks, Mixed, UsageError, choose, per_row
-from .mixers import Mixer
+from .mixers import Mixer, is_number
 
 # %% ../nbs/29b_moddrop.ipynb #c59206b4
 def dropped_modality(
@@ -37,10 +37,10 @@ class ModDrop(Mixer):
     ):
         super().__init__(dims, label_range, sequences=sequences, rows=rows, seed=seed)
         if len(dims)<2: raise UsageError(f"modality dropout needs two or more modalities, found {list(dims)}")
-        if not 0<=p<=1: raise UsageError(f"p={p} is outside [0,1]: it is a probability")
+        if not (is_number(p) and 0<=p<=1): raise UsageError(f"p={p} is outside [0,1]: it is a probability")
         weights = dict.fromkeys(dims, 1.) if weights is None else weights
         for m in weights: choose(m, dims, 'modality in weights')
-        if min(weights.values(), default=0)<0 or sum(weights.values())<=0:
+        if not all(map(is_number, weights.values())) or min(weights.values(), default=0)<0 or sum(weights.values())<=0:
             raise UsageError(f"weights={weights} are no weights: give 0 or more for each modality, above 0 for one")
         self.rescale = rescale
         chances = [p*weights.get(m, 0.)/sum(weights.values()) for m in dims]

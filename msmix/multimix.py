@@ -9,7 +9,7 @@ __all__ = ['combine', 'combine_labels', 'sample_dirichlet', 'check_span', 'Multi
 import torch
 from torch import Tensor
 from .core import Latents, Masks, Mixed, UsageError
-from .mixers import Mixer
+from .mixers import Mixer, check_count, is_number
 
 # %% ../nbs/26_multimix.ipynb #48cbe8d9
 def combine(
@@ -48,8 +48,9 @@ def check_span(
     most: float, # Highest value allowed
 ) -> tuple[float,float]:
     "`span` as two floats in order; raise `UsageError` where they leave the allowed range"
-    if len(span)!=2 or not least<=span[0]<=span[1]<=most:
-        raise UsageError(f"{name}={tuple(span)} is not a range within [{least:g},{most:g}]: "
+    two = not isinstance(span, str) and hasattr(span, '__len__') and len(span)==2 and all(map(is_number, span))
+    if not two or not least<=span[0]<=span[1]<=most:
+        raise UsageError(f"{name}={span!r} is not a range within [{least:g},{most:g}]: "
                          "give its lower end, then its upper end")
     return float(span[0]), float(span[1])
 
@@ -67,8 +68,7 @@ class MultiMix(Mixer):
         number: int|None=None, # Mixed rows of every batch, whatever its size (published: 1000); None: `rows`
     ):
         super().__init__(dims, label_range, sequences=sequences, rows=rows, seed=seed)
-        if number is not None and number<1:
-            raise UsageError(f"number={number} asks for no mixed rows: give 1 or more, or take mixer none")
+        if number is not None: check_count(number, 'number', 1, 10**6)
         self.alpha, self.number = check_span(alpha, 'alpha', 1e-3, 1e3), number
 
     def n_rows(self, z: Latents) -> tuple[int,int]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from .core import UsageError, masked_mean
+from .mixers import check_count, like_weights
 
 # %% ../nbs/22_sig.ipynb #08b39d82
 def plain_attention(
@@ -30,7 +31,7 @@ class IntensityPredictor(nn.Module):
         reduce_above: int|None=None, # Published: 2000; wider latents are first projected to 1024
     ):
         super().__init__()
-        self.heads, self.reach, self.leak = heads, reach, leak
+        self.heads, self.reach, self.leak = check_count(heads, 'heads'), reach, leak
         self.reduce = nn.Linear(d, 1024) if reduce_above and d>reduce_above else nn.Identity()
         d = 1024 if reduce_above and d>reduce_above else d
         self.pad = -d % heads
@@ -66,6 +67,7 @@ class IntensityPredictor(nn.Module):
         mask: Tensor|None=None, # `(B,L)`; None: all steps are real
     ) -> Tensor: # `(B,)` in (-R,R)
         "Intensity of every sample"
+        z = like_weights(z, self.norm.weight)
         if self.leak and z.dim()==3: return self.steps(z, mask).amax(1)
         z = z.unsqueeze(1) if z.dim()==2 else z
         u = F.pad(self.reduce(z), (0, self.pad))
@@ -98,7 +100,7 @@ class CrossIntensity(nn.Module):
         width: int=32, # a, a multiple of h
     ):
         super().__init__()
-        if width%heads: raise UsageError(f"width {width} is no multiple of {heads} heads: choose another")
+        if width%check_count(heads, 'heads'): raise UsageError(f"width {width} is no multiple of {heads} heads: choose another")
         self.reach, self.heads = reach, heads
         self.proj = nn.ModuleDict({m: nn.Linear(d, width) for m,d in dims.items()})
         self.qkv, self.norm = nn.Linear(width, 3*width), nn.LayerNorm(width)
@@ -109,6 +111,9 @@ class CrossIntensity(nn.Module):
         mask: dict|None=None, # Vectors have none
     ) -> dict[str,Tensor]: # `(B,)` per modality, in (-R,R)
         "Intensity of every sample and modality"
+        if any(o.dim()!=2 for o in z.values()):
+            raise UsageError("attend='modalities' needs vectors, and some of these latents are sequences: use attend='own'")
+        z = {m: like_weights(o, self.norm.weight) for m,o in z.items()}
         u = torch.stack([self.proj[m](o) for m,o in z.items()], 1)
         q, k, v = (o.unflatten(-1, (self.heads,-1)).transpose(1, 2) for o in self.qkv(u).chunk(3, -1))
         v = self.norm(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2) + u)
