@@ -8,7 +8,7 @@ __all__ = ['NO_PART', 'FEATURE_SIZE', 'modules_of', 'training_modules', 'pick_de
            'finished_run', 'feature_sizes', 'remarks', 'Experiment', 'run_one']
 
 # %% ../nbs/30a_experiment.ipynb #17e9856b
-import ast, inspect, time
+import ast, inspect, time, warnings
 from dataclasses import asdict
 from pathlib import Path
 import torch
