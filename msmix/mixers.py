@@ -137,7 +137,7 @@ def checkpointed_part(
 ): # The part, or None; and a number of this recomputation, None where it is computed for the first time
     "The checkpointed part that a function on the stack computes"
     name, local = frame.f_code.co_name, frame.f_locals
-    if isinstance(local.get('ctx'), FunctionCtx):             # a `torch.autograd.Function`: PyTorch's use_reentrant=True, and others like it
+    if isinstance(local.get('ctx'), FunctionCtx):     # of a `torch.autograd.Function`, as with use_reentrant=True
         return local['ctx'], torch._C._current_graph_task_id() if name=='backward' else None
     if frame.f_globals.get('__name__')!='torch.utils.checkpoint': return None, None
     if name=='unpack_hook': return local.get('frame'), local.get('gid')
@@ -145,7 +145,7 @@ def checkpointed_part(
     return own and own.f_locals.get('new_frame'), None
 
 # %% ../nbs/20_mixers.ipynb #eb05c3ab
-def checkpointed_parts() -> tuple[list, tuple|None]: # Parts around this call; the one being computed anew, with its number
+def checkpointed_parts() -> tuple[list, tuple|None]: # Parts around this call; the one computed anew, numbered
     "Walk from this call outwards, as far as the first part that is computed anew, since that one decides alone"
     inside, frame, names = [], sys._getframe(1), {'checkpoint','unpack_hook','forward','backward'}
     while frame:
@@ -158,7 +158,8 @@ def checkpointed_parts() -> tuple[list, tuple|None]: # Parts around this call; t
     return inside, None
 
 # %% ../nbs/20_mixers.ipynb #f579cfd6
-LOST = ("a mixer is called in a backward pass and cannot tell which draws to repeat: this checkpointing does not show its parts; "
+LOST = ("a mixer is called in a backward pass and cannot tell which draws to repeat: "
+        "this checkpointing does not show its parts; "
         "leave the mixer out of the checkpointed part, or use torch.utils.checkpoint")
 
 # %% ../nbs/20_mixers.ipynb #64331561
@@ -192,7 +193,7 @@ def draws_of(
 def same_draws(
     owner: OwnRandomness,
 ):
-    "What is drawn inside is drawn again when a checkpointed part around it is computed anew; after that the numbers stand where they stood"
+    "What is drawn inside is drawn again when a checkpointed part around it is computed anew; later draws are as ever"
     inside, again = checkpointed_parts()
     if again is None and torch._C._current_graph_task_id()!=-1: raise RuntimeError(LOST)
     now = owner.random_state() if inside or again else None
@@ -209,7 +210,8 @@ def check_dims(
 ) -> dict[str,int]:
     "`dims` as a dictionary of numbers; raise `UsageError` for what names no modality or no width"
     if not isinstance(dims, Mapping) or not dims:
-        raise UsageError(f"dims={dims!r} names no modalities: pass the width of each latent, as {{'text':16, 'audio':8}}")
+        raise UsageError(f"dims={dims!r} names no modalities: "
+                         "pass the width of each latent, as {'text':16, 'audio':8}")
     for m,d in dims.items():
         if not isinstance(m, str) or not m or '.' in m:
             raise UsageError(f"dims has a modality {m!r}: a modality's name is a text without a full stop")
@@ -225,7 +227,8 @@ def check_label_range(
     try: low, high = label_range
     except (TypeError, ValueError): low, high = None, None
     if isinstance(label_range, (str, Mapping, set)) or not (is_number(low) and is_number(high) and low<high):
-        raise UsageError(f"label_range={label_range!r} is no range: give the lowest label, then the highest, as (-3, 3)")
+        raise UsageError(f"label_range={label_range!r} is no range: "
+                         "give the lowest label, then the highest, as (-3, 3)")
     return float(low), float(high)
 
 # %% ../nbs/20_mixers.ipynb #ca6ee619
@@ -257,17 +260,21 @@ def check_latents(
     "Raise `UsageError` unless there is one latent for each modality, all of one batch"
     if not isinstance(z, Mapping) or set(z)!=set(dims):
         found = ', '.join(map(str, z)) if isinstance(z, Mapping) else f'a {type(z).__name__}'
-        raise UsageError(f"the mixer was made for the modalities {', '.join(dims)}, found {found}: pass one latent for each")
+        raise UsageError(f"the mixer was made for the modalities {', '.join(dims)}, found {found}: "
+                         "pass one latent for each")
     one = next(iter(z))
     for m,o in z.items():
         if not isinstance(o, Tensor) or not o.is_floating_point() or o.is_nested or o.layout!=torch.strided:
             raise UsageError(f"the latent of {m} is {kind(o)}: pass a dense tensor of floats")
         if o.dim() not in (2,3) or 0 in o.shape:
-            raise UsageError(f"the latent of {m} has shape {tuple(o.shape)}: pass vectors (B,d) or sequences (B,L,d), neither empty")
+            raise UsageError(f"the latent of {m} has shape {tuple(o.shape)}: "
+                             "pass vectors (B,d) or sequences (B,L,d), neither empty")
         if widths and o.shape[-1]!=dims[m]:
-            raise UsageError(f"the latent of {m} is {o.shape[-1]} wide and the mixer was made for {dims[m]}: give it this width in dims")
+            raise UsageError(f"the latent of {m} is {o.shape[-1]} wide and the mixer was made for {dims[m]}: "
+                             "give it this width in dims")
         if len(o)!=len(z[one]):
-            raise UsageError(f"the batch has {len(z[one])} samples in {one} and {len(o)} in {m}: pass the same ones in each")
+            raise UsageError(f"the batch has {len(z[one])} samples in {one} and {len(o)} in {m}: "
+                             "pass the same ones in each")
         if o.device!=z[one].device:
             raise UsageError(f"{one} is on {z[one].device} and {m} on {o.device}: move them to one device")
 
@@ -278,13 +285,16 @@ def check_label_rows(
     like: Tensor, # A latent of the batch
 ):
     "Raise `UsageError` unless `o` are labels of the batch that can be mixed"
-    if not isinstance(o, Tensor): raise UsageError(f"{what} are a {type(o).__name__}: pass a tensor, one row per sample")
+    if not isinstance(o, Tensor):
+        raise UsageError(f"{what} are a {type(o).__name__}: pass a tensor, one row per sample")
     if not o.is_floating_point():
-        raise UsageError(f"{what} of type {o.dtype} cannot be mixed: pass numbers (y.float()), or class probabilities (one-hot rows)")
+        raise UsageError(f"{what} of type {o.dtype} cannot be mixed: "
+                         "pass numbers (y.float()), or class probabilities (one-hot rows)")
     if o.dim() not in (1,2) or o.shape[1:]==(0,):
         raise UsageError(f"{what} have shape {tuple(o.shape)}: pass (B,1) or (B,), or class probabilities (B,C)")
     if len(o)!=len(like): raise UsageError(f"there are {len(like)} samples and {len(o)} {what}: pass one for each")
-    if o.device!=like.device: raise UsageError(f"latents are on {like.device} and {what} on {o.device}: move them to one device")
+    if o.device!=like.device:
+        raise UsageError(f"latents are on {like.device} and {what} on {o.device}: move them to one device")
 
 # %% ../nbs/20_mixers.ipynb #497cc0e8
 def check_modal_labels(
@@ -293,9 +303,12 @@ def check_modal_labels(
 ):
     "Raise `UsageError` unless labels per modality belong to modalities of the batch"
     if labels is None: return
-    if not isinstance(labels, Mapping): raise UsageError(f"labels= is {kind(labels)}: pass labels by modality, as {{'text':labels}}")
+    if not isinstance(labels, Mapping):
+        raise UsageError(f"labels= is {kind(labels)}: pass labels by modality, as {{'text':labels}}")
     for m,o in labels.items():
-        if m not in z: raise UsageError(f"labels= has a modality '{m}', the batch has {', '.join(z)}: leave it out, or correct the name")
+        if m not in z:
+            raise UsageError(f"labels= has a modality '{m}', the batch has {', '.join(z)}: "
+                             "leave it out, or correct the name")
         check_label_rows(o, f'labels of {m}', z[m])
 
 # %% ../nbs/20_mixers.ipynb #4379f6e5
@@ -305,17 +318,22 @@ def check_masks(
 ):
     "Raise `UsageError` unless every latent has a mask of its shape, or None"
     if mask is None: return
-    if not isinstance(mask, Mapping): raise UsageError(f"the mask is {kind(mask)}: pass one by modality, as {{'text':mask, 'audio':None}}")
+    if not isinstance(mask, Mapping):
+        raise UsageError(f"the mask is {kind(mask)}: pass one by modality, as {{'text':mask, 'audio':None}}")
     for m,o in z.items() if mask else ():
-        if m not in mask: raise UsageError(f"the mask lacks {m}: name every modality, with None where all steps are real")
+        if m not in mask:
+            raise UsageError(f"the mask lacks {m}: name every modality, with None where all steps are real")
         k = mask[m]
         if k is None: continue
         if not isinstance(k, Tensor) or k.dtype!=torch.bool:
-            raise UsageError(f"the mask of {m} is {kind(k)}: pass truth values, True where a step is real (mask.bool())")
+            raise UsageError(f"the mask of {m} is {kind(k)}: "
+                             "pass truth values, True where a step is real (mask.bool())")
         if o.dim()==2: raise UsageError(f"the latent of {m} is a vector, which has no steps: pass None as its mask")
         if k.shape!=o.shape[:2]:
-            raise UsageError(f"the mask of {m} has shape {tuple(k.shape)} and its latent {tuple(o.shape)}: pass {tuple(o.shape[:2])}")
-        if k.device!=o.device: raise UsageError(f"the mask of {m} is on {k.device}, its latent on {o.device}: move them to one device")
+            raise UsageError(f"the mask of {m} has shape {tuple(k.shape)} and its latent {tuple(o.shape)}: "
+                             f"pass {tuple(o.shape[:2])}")
+        if k.device!=o.device:
+            raise UsageError(f"the mask of {m} is on {k.device}, its latent on {o.device}: move them to one device")
 
 # %% ../nbs/20_mixers.ipynb #db4b8f21
 def check_values(
@@ -337,12 +355,14 @@ def checked_predict(
 ): # The same, with a look at what it returns
     "Raise `UsageError` from the call where there is not one prediction per row"
     if predict is None: return None
-    if not callable(predict): raise UsageError(f"predict is a {type(predict).__name__}: pass a function predict(z, mask) -> (N,1)")
+    if not callable(predict):
+        raise UsageError(f"predict is a {type(predict).__name__}: pass a function predict(z, mask) -> (N,1)")
     def ask(z: Latents, mask: Masks|None=None) -> Tensor:
         pred, n = predict(z, mask), len(next(iter(z.values())))
         if not isinstance(pred, Tensor) or not pred.is_floating_point() or pred.dim() not in (1,2) or len(pred)!=n:
-            found = f'shape {tuple(pred.shape)}' if isinstance(pred, Tensor) and pred.is_floating_point() else kind(pred)
-            raise UsageError(f"predict returned {found} for {n} rows: it has to return predictions (N,1), or logits (N,C)")
+            found = f'{kind(pred)} and shape {tuple(pred.shape)}' if isinstance(pred, Tensor) else kind(pred)
+            raise UsageError(f"predict returned {found} for {n} rows: "
+                             "it has to return predictions (N,1), or logits (N,C)")
         return pred
     return ask
 
@@ -372,7 +392,8 @@ class Mixer(OwnRandomness, nn.Module):
     ):
         super().__init__(check_count(seed, 'seed', 0, 2**64))
         if not (is_number(rows) and 0<rows<=1000):
-            raise UsageError(f"rows={rows!r} asks for no mixed rows, or for too many: give the mixed rows per clean row, "
+            raise UsageError(f"rows={rows!r} asks for no mixed rows, or for too many: "
+                             "give the mixed rows per clean row, "
                              "above 0 and at most 1000, or take mixer none")
         self.dims, self.label_range = check_dims(dims), check_label_range(label_range)
         self.modalities, self.sequences, self.rows, self._values_seen = tuple(self.dims), sequences, rows, False
@@ -395,7 +416,7 @@ class Mixer(OwnRandomness, nn.Module):
         return False
 
     def check_batch(self, z: Latents, y: Tensor, mask: Masks|None=None, labels: Latents|None=None):
-        "Raise `UsageError` for a batch that does not fit the mixer or itself; on a GPU, values of the first batch alone"
+        "Raise `UsageError` for a batch that does not fit; on a GPU, values of the first batch alone are seen"
         check_latents(z, self.dims, not self.takes_features())
         one = z[self.modalities[0]]
         check_label_rows(y, 'labels', one)
@@ -403,7 +424,8 @@ class Mixer(OwnRandomness, nn.Module):
         check_modal_labels(labels, z)
         own = next(itertools.chain(self.parameters(), self.buffers()), one)
         if own.device!=one.device:
-            raise UsageError(f"the mixer is on {own.device} and latents on {one.device}: move it with mixer.to('{one.device}')")
+            raise UsageError(f"the mixer is on {own.device} and latents on {one.device}: "
+                             f"move it with mixer.to('{one.device}')")
         at_hand = y.is_cpu or not (self._values_seen or y.is_cuda and torch.cuda.is_current_stream_capturing())
         if self.needs_range(y) and at_hand: check_values(y, self.label_range)
         self._values_seen = True

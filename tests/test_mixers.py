@@ -246,7 +246,7 @@ def test_a_latent_that_is_not_finite_ends_in_no_other_error():
 
 
 def test_predictions_that_do_not_fit():
-    wrong = {'returned shape (3, 1)': lambda z, mask: torch.zeros(3, 1),
+    wrong = {'shape (3, 1)': lambda z, mask: torch.zeros(3, 1),
              'returned a tuple': lambda z, mask: (torch.zeros(6, 1),)}
     for name in ('advmixup', 'lemda'):
         for says, predict in wrong.items():
