@@ -306,21 +306,14 @@ class Head(NamedTuple):
 # %% ../nbs/36_grid.ipynb #28a05889
 def run_head(
     path, # Of a run file
-) -> Head|None: # None: cut off, or not a run file
-    "The head of a run file whose predictions can be read; `NotReadableNow` where it may be good"
-    from msmix.results import UNREADABLE
+) -> Head|None: # None: cut off, changed, or not a run file
+    "The head of a run file that is whole; `NotReadableNow` where it may be good"
+    from msmix.results import holds_weights, load_run
     check_place(path, 'run file')
-    try:
-        with open_h5(path, 'run file') as f:
-            for split in f['predictions'].values():
-                for o in split.values(): o[...]
-            return Head(str(f.attrs['identity']), json.loads(f.attrs['config']).get('recipe'), str(f.attrs['data_sum']), str(f.attrs['code_sum']),
-                        'state' in f)
+    try: run = load_run(path, state=False)
     except NotReadableNow: raise
-    except UNREADABLE as e:
-        reason = why_not(e, f"'{path}'", 'run file') if isinstance(e, OSError) else None
-        if isinstance(reason, NotReadableNow): raise reason from e
-        return None
+    except UsageError: return None
+    return Head(run.identity, run.config['recipe'], run.data_sum, run.code_sum, holds_weights(path))
 
 # %% ../nbs/36_grid.ipynb #be05c573
 @cache

@@ -7,7 +7,7 @@ __all__ = ['Trained', 'trained_as', 'weights_of', 'numbers', 'rebuilt', 'encoder
            'like_trained', 'predict_file']
 
 # %% ../nbs/30b_predict.ipynb #5233223f
-import warnings
+import json, warnings
 from dataclasses import replace
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ def trained_as(
 ) -> Trained: # Modalities in the order of the network
     "The checked configuration of a run"
     choose(run.backbone, BACKBONES, f'backbone in {where}')
-    try: found = TypeAdapter(Trained).validate_python(run.config)
+    try: found = TypeAdapter(Trained).validate_json(json.dumps(run.config))
     except ValidationError as e:
         first = e.errors()[0]
         raise UsageError(f"the configuration in {where} is none of a run ('{printable('.'.join(map(str, first['loc'])))}': {first['msg']}): "
