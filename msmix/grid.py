@@ -12,7 +12,7 @@ __all__ = ['data_path', 'train_notebook', 'run_job_of', 'plan', 'figure_files', 
            'draw', 'show_plan', 'report', 'run_grid', 'check_config', 'read_config', 'project_root']
 
 # %% ../nbs/36_grid.ipynb #610a1694
-import json, os, re, shlex, subprocess, sys, tempfile, threading, time
+import os, re, shlex, subprocess, sys, tempfile, threading, time
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache
@@ -30,7 +30,7 @@ from .progress import Progress, snakemake_reason, summary, watch
 import stat
 from types import SimpleNamespace
 from .gridfile import FIGURES, check_config, config_path, parts, project_root, read_config
-from .hdf5 import NotReadableNow, check_place, open_h5, why_not
+from .hdf5 import NotReadableNow, check_place, open_h5
 _all_ = ['check_config', 'read_config', 'project_root'] # The Snakefile and other pages take them from here
 
 # %% ../nbs/36_grid.ipynb #30b949d5

@@ -23,7 +23,7 @@ class ManifoldMixup(Mixup):
         seed: int=0, # Of layers, pairs and ratios
         alpha: float=2., # Of the Beta distribution, above 0
         per_batch: bool=False, # Original: one ratio for the whole batch
-        layers: tuple=('input','cut'), # Where a batch may be mixed; one of them is drawn per batch
+        layers: tuple|str=('input','cut'), # Where a batch may be mixed; one of them is drawn per batch
     ):
         super().__init__(dims, label_range, sequences=sequences, rows=rows, seed=seed, alpha=alpha, per_batch=per_batch)
         if not layers: raise UsageError("layers is empty: name one or both of input, cut")

@@ -164,7 +164,7 @@ def test_the_results_folder_is_called_the_same_everywhere(line, folder, write, m
     assert code == 0 and f'to do: {folder}/runs/synth-mosi/lmf/none/main/1.h5\n' in out, out + err
 
 
-@pytest.mark.parametrize('name', ['0.5', '0.50', 'no', '1e3', '010', '2024-01-01', 'true', '~', 'a b', 'ä', '{x}', '1_000'])
+@pytest.mark.parametrize('name', ['0.5', '0.50', 'no', '1e3', '010', '2024-01-01', 'true', '~', 'a b', 'ä', '1_000'])
 def test_names_are_texts_as_they_are_written(name, write, msmix):
     shown = f'"{name}"' if name[0] == '{' else name
     code, out, err = msmix('grid', write(f'variants:\n  {shown}: {{max_epochs: 1}}', f'experiments: {{{shown}: {{}}}}', f'name: {shown if name != "~" else "x"}'), '-n', '--only', name)
