@@ -38,6 +38,13 @@ def refused(msmix):
     return call
 
 
+@pytest.fixture
+def prepare_in_this_process(monkeypatch):
+    "`prepare` starts no child, which is quicker and sees what a test replaces: the child is tried in test_pickles.py"
+    from msmix import prepare
+    monkeypatch.setattr(prepare, 'guarded', lambda name, arguments, *rest, **more: vars(prepare.prepare_here(**arguments)))
+
+
 def pytest_collection_modifyitems(config, items):
     "Tests marked `slurm` run only when asked for: pytest -m slurm"
     if 'slurm' in config.option.markexpr: return

@@ -27,10 +27,8 @@ def feature_split(n, seed):
 
 
 @pytest.fixture
-def features(monkeypatch):
-    "Three splits; `prepare` works in this process, which is quicker: its child is tried in test_pickles.py"
-    from msmix import prepare
-    monkeypatch.setattr(prepare, 'guarded', lambda name, arguments, *rest, **more: vars(prepare.prepare_here(**arguments)))
+def features(prepare_in_this_process):
+    "Three splits"
     return {'train': feature_split(8, 0), 'valid': feature_split(4, 1), 'test': feature_split(5, 2)}
 
 

@@ -6,6 +6,7 @@ import pytest
 
 LENGTHS, DIMS, CLIPS = dict(text=12, audio=20, vision=16), dict(text=5, audio=3, vision=4), dict(train=24, valid=8, test=10)
 SPLITS = list(CLIPS)
+pytestmark = pytest.mark.usefixtures('prepare_in_this_process')
 
 
 def clips(n, seed, front=False):
