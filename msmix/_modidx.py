@@ -149,6 +149,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                            'msmix.cli.spell': ('cli.html#spell', 'msmix/cli.py'),
                            'msmix.cli.spell_out': ('cli.html#spell_out', 'msmix/cli.py'),
                            'msmix.cli.table_text': ('cli.html#table_text', 'msmix/cli.py'),
+                           'msmix.cli.warn_shortly': ('cli.html#warn_shortly', 'msmix/cli.py'),
                            'msmix.cli.where_raised': ('cli.html#where_raised', 'msmix/cli.py'),
                            'msmix.cli.write_frames': ('cli.html#write_frames', 'msmix/cli.py')},
             'msmix.cmixup': { 'msmix.cmixup.CMixup': ('cmixup.html#cmixup', 'msmix/cmixup.py'),
