@@ -7,10 +7,10 @@ __all__ = ['PLACES', 'SPELT', 'parse_pairs', 'do_list', 'do_prepare', 'do_synth'
            'do_notebook', 'metrics_text', 'do_train', 'mean_sd', 'table_text', 'do_table', 'frames_to_csv',
            'frames_to_h5', 'write_frames', 'check_out', 'do_predict', 'place', 'OneLineParser', 'add_train_options',
            'add_data_options', 'slots', 'add_job_options', 'add_result_options', 'make_parser', 'command_names',
-           'spell', 'spell_out', 'where_raised', 'failure', 'main']
+           'spell', 'spell_out', 'warn_shortly', 'where_raised', 'failure', 'main']
 
 # %% ../nbs/50_cli.ipynb #8811611b
-import argparse, codecs, errno, json, os, sys
+import argparse, codecs, errno, json, os, sys, warnings
 from contextlib import suppress
 from pathlib import Path
 from .names import shown_name, BACKBONES, MIXERS, UsageError, RunFailed, all_names, choose, printable
@@ -356,6 +356,16 @@ def spell_out():
     for o in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError): o.reconfigure(errors='spell')      # none, closed, or not a text file
 
+# %% ../nbs/50_cli.ipynb #64212bab
+def warn_shortly(
+    text,
+    kind:type, # Its class
+    *rest, # File, line and code
+    usual=warnings.formatwarning, # For the warnings of other packages
+) -> str:
+    "A warning of ours without the line of code that led to it"
+    return f'warning: {printable(text)}\n' if kind is UserWarning else usual(text, kind, *rest)
+
 # %% ../nbs/50_cli.ipynb #4a529eb2
 def where_raised(
     error: BaseException, # Caught
@@ -386,6 +396,7 @@ def main(
 ) -> int: # 0 done, 1 a run failed, 2 bad input or usage, 130 interrupted, 141 nobody reads the output any more
     "The `msmix` command"
     spell_out()
+    warnings.formatwarning = warn_shortly
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         if argv and not argv[0].startswith('-'): choose(argv[0], command_names(), 'command')

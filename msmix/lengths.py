@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WARN', 'STOP', 'TRUST', 'REMEDY', 'filled_steps', 'Window', 'extent', 'inside', 'outside', 'padded_in_front',
-           'by_values', 'by_lengths', 'shows_padding', 'contradiction', 'check_lengths', 'begin_at', 'unfit_masks',
-           'token_rows', 'fits_tokens', 'aligned_with']
+           'by_values', 'by_lengths', 'padding_of', 'shows_padding', 'contradiction', 'check_lengths', 'begin_at',
+           'unfit_masks', 'token_rows', 'fits_tokens', 'aligned_with']
 
 # %% ../nbs/01d_lengths.ipynb #c0318afe
 import warnings
@@ -16,11 +16,15 @@ from .names import UsageError
 # %% ../nbs/01d_lengths.ipynb #3e2262ee
 def filled_steps(
     a: np.ndarray, # `(N,L,d)`
+    pad: np.ndarray|None=None, # A step that is padding, as zeros are, `(d,)`
 ) -> np.ndarray: # `(N,L)` bool
-    "Steps that hold a finite number other than 0, found block by block"
+    "Steps that hold a finite number other than 0 and are not padding, found block by block"
     rows = max(1, 2**21 // max(1, a[:1].nbytes))
     blocks = (a[i:i+rows] for i in range(0, len(a), rows))
-    return np.concatenate([((b!=0) & np.isfinite(b)).any(2) for b in blocks])
+    def holds(b):
+        some = ((b!=0) & np.isfinite(b)).any(2)
+        return some if pad is None else some & (b!=pad).any(2)
+    return np.concatenate([holds(b) for b in blocks])
 
 # %% ../nbs/01d_lengths.ipynb #ff79aa8d
 class Window(NamedTuple):
@@ -58,11 +62,12 @@ def outside(
 def padded_in_front(
     filled: np.ndarray, # `(N,L)` bool
 ) -> bool:
-    "Do clips end together while they start at different steps?"
+    "Do clips end together while they start at different steps, or all of them late?"
     L, w = filled.shape[1], extent(filled[filled.any(1)])
     if not len(w.n): return False
     ends_late = (w.start+w.n >= L - L//20).mean() >= .9
-    return bool(ends_late and (w.start>0).mean() >= .5 and np.ptp(w.start) >= max(2, L/10))
+    late = np.ptp(w.start) >= max(2, L/10) or np.median(w.start) >= L/2
+    return bool(ends_late and (w.start>0).mean() >= .5 and late)
 
 # %% ../nbs/01d_lengths.ipynb #99997304
 def by_values(
@@ -80,10 +85,28 @@ def by_lengths(
     filled: np.ndarray, # `(N,L)` bool
     n: np.ndarray, # Lengths, from 1 to L
 ) -> Window:
-    "The clips as the lengths show them, at the end of the array that holds the values"
-    total, ends = filled.sum(), [Window(0*n, n), Window(filled.shape[1]-n, n)]
-    a, b = (outside(filled, w) for w in ends)
-    return ends[int(a > WARN*total and b <= STOP*total and 2*b < a)]
+    "The clips as the lengths show them, at the end of the array that holds the values; a clip that fits only the other end is there"
+    total, starts = filled.sum(), np.stack([0*n, filled.shape[1]-n])
+    out  = np.stack([(filled & ~inside(Window(o, n), filled.shape[1])).sum(1) for o in starts])
+    a, b = out.sum(1)
+    end  = np.full(len(n), int(a > WARN*total and b <= STOP*total and 2*b < a))
+    clip = np.arange(len(n))
+    end  = np.where((out[end,clip]>0) & (out[1-end,clip]==0), 1-end, end)
+    return Window(starts[end,clip], n)
+
+# %% ../nbs/01d_lengths.ipynb #0cb41a17
+def padding_of(
+    a: np.ndarray, # `(N,L,d)`
+) -> np.ndarray|None: # `(d,)`
+    "The step other than zeros with which clips are padded, and which is rare within them"
+    if a.shape[1]<3: return None
+    ends  = [a[:,i][(a[:,i]==a[:,j]).all(1)] for i,j in ((0,1),(-1,-2))]
+    steps, count = np.unique(np.concatenate(ends), axis=0, return_counts=True)
+    if not len(steps) or count.max() < max(2, len(a)/20): return None
+    pad  = steps[count.argmax()]
+    some = filled_steps(a, pad)
+    n    = extent(some).n.sum()
+    return pad if pad.any() and n-some.sum() <= STOP*n else None
 
 # %% ../nbs/01d_lengths.ipynb #3c5f6b65
 def shows_padding(

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'PUBLISHED', 'NEED', 'published_as', 'zeros', 'Report', 'Cleaned', 'whole_numbers', 'locate', 'check_keys',
-           'as_text', 'recovered', 'read_texts', 'read_ids', 'as_array', 'read_labels', 'labelled', 'modality_label',
-           'Part', 'read_part', 'shared_clips', 'read_parts', 'read_tokens', 'text_lengths', 'blank_steps',
-           'tell_blanks', 'place', 'settle', 'settle_all', 'convert', 'check_wide_range', 'check_target', 'bar',
-           'check_request', 'prepare_here', 'limits_of', 'prepare']
+           'as_text', 'recovered', 'read_texts', 'read_ids', 'as_array', 'no_number', 'read_labels', 'labelled',
+           'modality_label', 'Part', 'read_part', 'shared_clips', 'read_parts', 'read_tokens', 'text_lengths',
+           'blank_steps', 'tell_blanks', 'place', 'check_worst', 'settle', 'settle_all', 'convert', 'check_wide_range',
+           'check_target', 'bar', 'check_request', 'prepare_here', 'limits_of', 'prepare']
 
 # %% ../nbs/01a_prepare.ipynb #146a7b89
 import inspect
@@ -23,11 +23,11 @@ from .files import check_writable, check_room, clear_away, missing_folders
 from .data import (SPLITS, Header, check_header, check_replaced, rounding_of, rounding_text, write_dataset,
                         check_splits, check_texts, Rounding)
 from .lengths import (STOP, TRUST, WARN, Window, aligned_with, begin_at, by_lengths, by_values, check_lengths,
-                           contradiction, extent, filled_steps, fits_tokens, outside, token_rows)
+                           contradiction, extent, filled_steps, fits_tokens, outside, padding_of, token_rows)
 from .guarded import guarded
 from .hdf5 import check_place
 from .pickles import load_pickle
-from .names import known_dataset, label_range_of
+from .names import known_dataset, label_range_of, printable
 
 # %% ../nbs/01a_prepare.ipynb #2399f0a9
 KNOWN = {'mosi':((-3.,3.), 'en'), 'mosei':((-3.,3.), 'en'), 'sims':((-1.,1.), 'zh')}    # label range, language
@@ -138,9 +138,11 @@ def whole_numbers(
     "Lengths as whole numbers, which may be stored as floats or as `(N,1)`"
     if n.ndim==2 and n.shape[1]==1: n = n[:,0]
     if n.ndim!=1: raise UsageError(f"'{key}' in {where} has shape {n.shape}: one whole number per clip is needed")
-    if n.dtype.kind not in 'iuf' or not (n==np.rint(n)).all():
-        raise UsageError(f"'{key}' in {where} holds {n.dtype} values: whole numbers are needed")
-    return np.clip(n, -1, 2**62).astype(np.int64)
+    if n.dtype.kind not in 'iuf': raise UsageError(f"'{key}' in {where} holds {n.dtype} values: whole numbers are needed")
+    n   = n.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(n) | (n!=np.rint(n)))
+    if len(bad): raise UsageError(f"'{key}' in {where} has {n[bad[0]]:g} in row {bad[0]}: whole numbers are needed")
+    return np.clip(n, -1, 2**53).astype(np.int64)
 
 # %% ../nbs/01a_prepare.ipynb #56173308
 def locate(
@@ -166,7 +168,10 @@ def check_keys(
     "Refuse a pickle that is not made of splits, or whose splits lack something"
     if not isinstance(data, dict): raise UsageError(f"{where} holds a {type(data).__name__}: a dictionary with {', '.join(SPLITS)} is needed")
     for d in [data, *data.values()]:
-        for k in [k for k in d if isinstance(k, bytes)] if isinstance(d, dict) else (): d[as_text(k)] = d.pop(k)
+        for k in [k for k in d if isinstance(k, bytes)] if isinstance(d, dict) else ():
+            if as_text(k) in d:
+                raise UsageError(f"{where} has '{printable(as_text(k))}' twice, as text and as bytes: leave one of them")
+            d[as_text(k)] = d.pop(k)
     for s in SPLITS:
         if s not in data:
             raise UsageError(f"{where} has no split '{s}': found {', '.join(map(str, data)) or 'none'}, needed {', '.join(SPLITS)}")
@@ -175,7 +180,8 @@ def check_keys(
         lack = [k for k in NEED if k not in data[s]]
         if lack: raise UsageError(f"split '{s}' of {where} lacks '{lack[0]}': found {', '.join(map(str, data[s])) or 'nothing'}; "
                                   "extract it, or write the modalities you have with msmix.data.write_dataset")
-        if not len(data[s]['regression_labels']): raise UsageError(f"split '{s}' of {where} has no clips: a split needs at least one")
+        if np.size(as_array(data[s]['regression_labels'], 'regression_labels', where))==0:
+            raise UsageError(f"split '{s}' of {where} has no clips: a split needs at least one")
     for a,b in combinations(SPLITS, 2):
         if data[a] is data[b]:
             raise UsageError(f"splits '{a}' and '{b}' of {where} are one and the same: results on one would be "
@@ -190,6 +196,7 @@ def as_text(
     if isinstance(o, bytes):
         try: return o.decode('utf8')
         except UnicodeDecodeError: return o.decode('latin1')
+    if isinstance(o, int) and o.bit_length()>2**10: raise TypeError('number of over 300 digits')
     if isinstance(o, (str,int,float,np.generic)): return str(o)
     raise TypeError(type(o).__name__)
 
@@ -211,7 +218,7 @@ def read_texts(
     report: Report, # Told what is changed
 ) -> list[str]:
     "Texts of the clips, in one column"
-    if not isinstance(o, (list,tuple,np.ndarray)):
+    if not isinstance(o, (list,tuple,np.ndarray)) or isinstance(o, np.ndarray) and o.ndim==0:
         raise UsageError(f"'{key}' in {where} is a {type(o).__name__}: a list or array with one text per clip is needed")
     a = np.asarray(o, object)
     try: rows = [[as_text(v) for v in np.ravel(row)] for row in a] if a.ndim==2 else [[as_text(v)] for v in a]
@@ -254,25 +261,36 @@ def as_array(
         return np.array(a.tolist()) if a.dtype==object else a
     except ValueError as e: raise UsageError(f"'{key}' in {where} is a list of unequal parts: pad every sequence to one length") from e
 
+# %% ../nbs/01a_prepare.ipynb #1b1db0cb
+def no_number(
+    texts: list[str],
+) -> str:
+    "The first text that is no number"
+    for o in texts:
+        try: float(o)
+        except ValueError: return o
+
 # %% ../nbs/01a_prepare.ipynb #29eb508a
 def read_labels(
-    o, # `regression_labels`
+    o, # Labels as they came
+    key: str, # Their name in the pickle
     where: str, # Named in the message
     report: Report, # Told what is changed
 ) -> np.ndarray: # `(N,)`
-    "One number per clip; they may be written as text or lie in a column"
-    a = as_array(o, 'regression_labels', where)
+    "One number per clip, NaN where there is none; they may be written as text or lie in a column"
+    a = as_array(o, key, where)
+    if a.dtype==object:
+        a = np.array([np.nan if v is None or v=='' else v for v in a.reshape(-1).tolist()]).reshape(a.shape)
     if a.dtype.kind in 'SU':
-        first = as_text(a.flat[0].item())
-        try: a = a.astype(np.float64)
+        texts = [as_text(v) or 'nan' for v in a.reshape(-1).tolist()]
+        try: a = np.array(texts, np.float64).reshape(a.shape)
         except ValueError as e:
-            raise UsageError(f"'regression_labels' in {where} holds texts such as '{first[:40]}': numbers are needed, "
+            raise UsageError(f"'{key}' in {where} holds texts such as '{printable(no_number(texts)[:40])}': numbers are needed, "
                              "give each class its number") from e
-        report.say('regression_labels: numbers written as text')
-    if a.dtype.kind not in 'iuf':
-        raise UsageError(f"'regression_labels' in {where} holds {a.dtype} values: numbers are needed")
+        report.say(f'{key}: numbers written as text')
+    if a.dtype.kind not in 'iuf': raise UsageError(f"'{key}' in {where} holds {a.dtype} values: numbers are needed")
     if a.ndim==0 or a.size!=len(a):
-        raise UsageError(f"'regression_labels' in {where} has shape {a.shape}: one number per clip is needed, "
+        raise UsageError(f"'{key}' in {where} has shape {a.shape}: one number per clip is needed, "
                          "of one-hot rows the number of the class (argmax)")
     return a.reshape(-1)
 
@@ -281,15 +299,18 @@ def labelled(
     split: dict, # One split of the pickle; its `mask` is taken out
     n: int, # Clips
     where: str, # Named in the message
-    report: Report, # Told what is left out
+    report: Report, # Told of a mask of another kind
 ) -> np.ndarray|None: # Numbers of the clips that are kept; None: all
     "The clips whose `mask` is not 0"
     mask = split.pop('mask', None)
     if mask is None: return None
-    mask = np.asarray(mask)
-    if mask.size!=n or mask.dtype.kind not in 'biuf' or not np.isin(mask, (0,1)).all():
+    mask = as_array(mask, 'mask', where)
+    if mask.size!=n:
         report.say(f"'mask' in {where} is not used: a 0 or 1 per clip would say which clips have a label")
         return None
+    if mask.dtype.kind not in 'biuf' or not np.isin(mask, (0,1)).all():
+        raise UsageError(f"'mask' in {where} holds other values than 0 and 1, which would say which clips have a label: "
+                         "write it so, or leave it out")
     keep = np.flatnonzero(mask)
     if not len(keep): raise UsageError(f"{where} has no labelled clip: its mask is 0 everywhere")
     return keep if len(keep)<n else None
@@ -297,13 +318,12 @@ def labelled(
 # %% ../nbs/01a_prepare.ipynb #2f915389
 def modality_label(
     o, # `regression_labels_T`, `_A` or `_V`
+    *rest, # See `read_labels`
 ) -> np.ndarray|None: # `(N,)`, NaN where a clip has none
     "Labels of one modality, or None where there are none"
     if o is None: return None
-    a = np.asarray(o)
-    if a.dtype==object: a = np.array([np.nan if v is None or v=='' else v for v in a.reshape(-1)])
-    if a.dtype.kind=='f' and np.isnan(a).all(): return None
-    return a.reshape(-1)
+    a = read_labels(o, *rest)
+    return None if a.dtype.kind=='f' and np.isnan(a).all() else a
 
 # %% ../nbs/01a_prepare.ipynb #f0f3f7fd
 @dataclass
@@ -330,7 +350,7 @@ def read_part(
 ) -> Part:
     "Convert all but the features, and find the steps that hold values"
     def take(k): return as_array(split.pop(k), k, where)
-    y = read_labels(split.pop('regression_labels'), where, report)
+    y = read_labels(split.pop('regression_labels'), 'regression_labels', where, report)
     ids, raw = read_ids(split, where, report)
     keep = labelled(split, len(y), where, report)
     def kept(a, key):
@@ -345,9 +365,11 @@ def read_part(
         if x[m].ndim!=3 or x[m].dtype.kind not in 'biuf' or 0 in x[m].shape[1:]:
             raise UsageError(f"'{m}' in {where} has {x[m].dtype} values of shape {x[m].shape}: "
                              "numbers of shape (N,L,d) are needed")
-        filled[m] = kept(filled_steps(x[m]), f'{m}/features')
+        if (pad := padding_of(x[m])) is not None:
+            report.say(f'{m}: a step other than zeros, with which clips are padded, is taken for padding')
+        filled[m] = kept(filled_steps(x[m], pad), f'{m}/features')
         if split.get(k) is not None: n[m] = kept(whole_numbers(take(k), k, where), f'{m}/lengths')
-        label = modality_label(split.pop(f'regression_labels_{m[0].upper()}', None))
+        label = modality_label(split.pop(key := f'regression_labels_{m[0].upper()}', None), key, where, report)
         if label is not None: small[f'{m}/label'] = kept(label, f'{m}/label')
         if label is not None and label.dtype.kind=='f' and np.isnan(label).any():
             some = np.isfinite(small[f'{m}/label']).sum()
@@ -403,9 +425,9 @@ def read_tokens(
     for p in parts.values():
         a = p.tokens
         fits = a.ndim==3 and 3 in a.shape[1:] and a.shape[1:]==parts['train'].tokens.shape[1:]
-        if not fits or a.dtype.kind not in 'biuf' or not np.isfinite(a).all():
+        if not fits or a.dtype.kind not in 'biuf' or not (np.isfinite(a) & (a>=0) & (a<2**31) & (a==np.rint(a))).all():
             raise UsageError(f"'text_bert' in {p.where} has {a.dtype} values of shape {a.shape}: "
-                             "numbers of shape (N,3,L) are needed, ids, mask and segment, with one L in all splits")
+                             "whole numbers from 0 on, of shape (N,3,L), are needed, ids, mask and segment, with one L in all splits")
     ids, mask, unfit, turned = token_rows(np.concatenate([p.tokens for p in parts.values()]))
     cuts = np.cumsum([len(p.tokens) for p in parts.values()])[:-1]
     for p,o,k in zip(parts.values(), np.split(mask, cuts), np.split(unfit, cuts)):
@@ -458,13 +480,18 @@ def tell_blanks(
     m: str, # Modality
     where: str, # The file, for messages
     report: Report, # Told of zeros at the end
+    from_file: bool, # Whether the lengths are those of the file
 ):
     "Warn of zeros before the first values, and of a modality that holds nothing; zeros at the end may be blank frames"
     before, after = blank_steps(filled, w)
     text = f"'{m}' in {where}: {{:.0%}} of the steps inside the lengths are zeros {{}} value of a clip"
     if not filled.any(): warnings.warn(f"'{m}' in {where} holds no value other than 0")
     elif before > STOP:
-        warnings.warn(f"{text.format(before, 'before the first')}; if they are padding, --lengths values may find the clips")
+        advice = '--lengths values may find the clips' if from_file else f"write '{m}_lengths' into the pickle"
+        warnings.warn(f"{text.format(before, 'before the first')}; if they are padding, {advice}")
+    elif before > WARN and not from_file: report.say(text.format(before, 'before the first'))
+    elif not from_file and (w.n==filled.shape[1]).all() and filled.shape[1]>1:
+        report.say(f"{m}: no clip is padded with zeros, so all have L steps; if that is wrong, write '{m}_lengths' into the pickle")
     elif after > STOP and report.clipped[m]:
         warnings.warn(f"{text.format(after, 'after the last')}, and some lengths are above L: --lengths values corrects them")
     elif after > STOP: report.say(text.format(after, 'after the last'))
@@ -491,6 +518,23 @@ def place(
         p.window[m] = Window(w.start[rows], w.n[rows])
         p.small |= {k:a[rows] for k,a in ({f'{m}/lengths':w.n} | kept).items()}
 
+# %% ../nbs/01a_prepare.ipynb #9d64cb7a
+def check_worst(
+    m: str, # Modality
+    parts: dict[str,Part],
+    filled: np.ndarray, # `(N,L)` bool, of all splits
+    w: Window, # What the lengths say
+    where: str, # The file, for messages
+):
+    "Compare lengths with values in all clips, or in a split where they disagree more"
+    cuts  = np.cumsum([len(p.filled[m]) for p in parts.values()])[:-1]
+    each  = zip(*(np.split(o, cuts) for o in (filled, *w)))
+    cases = [(filled, w, where)] + [(f, Window(*o), p.where) for p,(f,*o) in zip(parts.values(), each)]
+    share = [outside(f, o)/max(1, f.sum()) for f,o,_ in cases]
+    level = next((o for o in (STOP, WARN) if max(share)>o), 1)
+    for s,(f,o,place) in zip(share, cases):
+        if s>level: return check_lengths(f, o, f"'{m}' in {place}")
+
 # %% ../nbs/01a_prepare.ipynb #d949c2f0
 def settle(
     m: str, # Modality
@@ -506,13 +550,13 @@ def settle(
     filled = np.concatenate([p.filled[m] for p in parts.values()])
     L, given = filled.shape[1], None if n is None else np.clip(n, 1, filled.shape[1])
     w, from_file = (window, True) if window else locate(filled, given, trust)
-    if from_file and not trust: check_lengths(filled, w, f"'{m}' in {where}")
+    if from_file and not trust: check_worst(m, parts, filled, w, where)
     if from_file: report.clipped[m] += int((n>L).sum())
     report.empty[m]  += int(((n if from_file else w.n) < 1).sum())
     report.moved[m]  += int((w.start>0).sum())
     report.outside[m] = [outside(filled, w), int(filled.sum())]
     report.lengths[m] = 'all L steps' if trust=='full' else origin if from_file or n is None else 'the values'
-    if trust!='full': tell_blanks(filled, w, m, where, report)
+    if trust!='full': tell_blanks(filled, w, m, where, report, from_file)
     w = Window(w.start, np.maximum(w.n, 1))
     place(m, parts, w, None if from_file else given, report)
     return w

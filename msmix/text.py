@@ -7,7 +7,7 @@ __all__ = ['NOT_BUILT_FROM', 'TIMEOUT', 'HOW', 'WHOLE_MASK', 'NO_TOKENS', 'STATE
            'without_head', 'read_encoder', 'ask_hub', 'first_line', 'load_encoder', 'check_states', 'takes_whole_mask',
            'TextEncoder', 'weights_sum', 'rebuilt_encoder', 'WithText', 'real_lengths', 'unpooled', 'use_tokens',
            'check_ids', 'check_tokens', 'with_encoder', 'encoder_name', 'embedding_name', 'changed_copy',
-           'write_states', 'embeddings', 'read_tokens', 'embed', 'use_embedding']
+           'write_states', 'embeddings', 'embedding_note', 'check_embedding', 'read_tokens', 'embed', 'use_embedding']
 
 # %% ../nbs/18_text.ipynb #f5eaed49
 import hashlib, json, shutil
@@ -26,7 +26,7 @@ from .backbones import Backbone
 from .data import Dataset, Split, open_dataset, read_features, read_unlabelled
 from .files import path_part, user_path, whole_file
 from .names import printable
-from .hdf5 import write_h5
+from .hdf5 import plain_value, write_h5
 
 # %% ../nbs/18_text.ipynb #9d9073e1
 def hugging_face():
@@ -401,6 +401,33 @@ def embeddings(
     "Names of the embeddings in a split"
     return sorted(k.split('/')[2] for k in table if k.startswith('text/embedded/') and k.endswith('/last'))
 
+# %% ../nbs/18_text.ipynb #63050567
+def embedding_note(
+    group, # An embedding in an open file
+    name: str, # `weights` or `sum`
+    where: str, # The file, for messages
+) -> str:
+    "What an embedding says about itself"
+    try: note = plain_value(group, name)
+    except UsageError as e: raise UsageError(f"{where} holds damaged features of a text encoder, {e}: run msmix embed on a new copy") from e
+    return str(note)
+
+# %% ../nbs/18_text.ipynb #e77f0d40
+def check_embedding(
+    group, # An embedding in an open file
+    clips: tuple, # Clips and padded length, `(N,L)`
+    where: str, # The file, for messages
+) -> str: # Its sum
+    "Refuse an embedding that does not fit the clips, or is not what its sum says"
+    arrays, said, h = [group.get(k) for k in STATES], embedding_note(group, 'sum', where), hashlib.sha256()
+    fit = all(isinstance(o, h5py.Dataset) and o.dtype==np.float16 and o.shape and o.shape[:2]==clips for o in arrays)
+    if not fit or arrays[0].shape!=arrays[1].shape:
+        raise UsageError(f"the features in {where} are not two states of its clips: run msmix embed on a new copy")
+    for i in range(0, clips[0], 1024): h.update(np.concatenate([o[i:i+1024] for o in arrays], -1))
+    if h.hexdigest()!=said:
+        raise UsageError(f"the features of a text encoder in {where} were changed after they were written: run msmix embed on a new copy")
+    return said
+
 # %% ../nbs/18_text.ipynb #8d827e1f
 def read_tokens(
     path, # Dataset file
@@ -414,7 +441,7 @@ def read_tokens(
             if 'text/token_ids' not in small: raise UsageError(f"{here} {NO_TOKENS}")
             tokens[s] = torch.from_numpy(small['text/token_ids']), torch.from_numpy(small['text/token_mask'])
             real_lengths(tokens[s][1], here)
-            for k in embeddings(t): there.setdefault(k, {})[s] = t[f'text/embedded/{k}/last'].parent.attrs.get('weights')
+            for k in embeddings(t): there.setdefault(k, {})[s] = embedding_note(t[f'text/embedded/{k}/last'].parent, 'weights', where)
     return tokens, there
 
 # %% ../nbs/18_text.ipynb #951d5ff5
@@ -442,7 +469,8 @@ def embed(
     bar = tqdm(total=clips, desc='embed', unit='clip', disable=not progress, mininterval=1)
     with changed_copy(Path(path), size) as f, bar:
         for s,(ids,mask) in tokens.items():
-            g = f.create_group(f'{s}/text/embedded/{name}')
+            if (k := f'{s}/text/embedded/{name}') in f: del f[k]     # of some splits only
+            g = f.create_group(k)
             g.attrs.update(model=encoder_name(model), weights=encoder.sum, sum=write_states(g, encoder, ids, mask, batch_size, bar.update))
     return name
 
@@ -464,14 +492,14 @@ def use_embedding(
             if f'{key}/last' not in t:
                 raise UsageError(f"{where} holds no features of '{name}' (found {', '.join(embeddings(t)) or 'none'}): "
                                  f"run msmix embed {path} --model {model}")
-            split, arrays = dataset.splits[s], [t[f'{key}/{k}'] for k in STATES[:states]]
-            if split.token_ids is None or tuple(split.token_ids.shape)!=arrays[0].shape[:2]:
+            split, group = dataset.splits[s], t[f'{key}/last'].parent
+            if split.token_ids is None or tuple(split.token_ids.shape)!=(group['last'].shape or ())[:2]:
                 raise UsageError(f"the features in {where} do not fit split '{s}' of {dataset.name}: load the dataset from this file")
+            sums.append(check_embedding(group, tuple(split.token_ids.shape), where))
+            weights.add(embedding_note(group, 'weights', where))
             n = real_lengths(split.token_mask, f"split '{s}' of {where}")
-            x = torch.cat([read_features(a, n.cpu().numpy(), 'text/features', where) for a in arrays], -1).to(split.y.device)
+            x = torch.cat([read_features(group[k], n.cpu().numpy(), 'text/features', where) for k in STATES[:states]], -1).to(split.y.device)
             splits[s] = replace(split, x={**split.x, modality:x}, lengths={**split.lengths, modality:n})
-            sums.append(arrays[0].parent.attrs.get('sum'))
-            weights.add(str(arrays[0].parent.attrs.get('weights')))
         if len(weights)>1: raise UsageError(f"the features of '{name}' in {where} are of encoders with different weights: run msmix embed on a new copy")
     total = hashlib.sha256(json.dumps([dataset.sum, modality, states, sums]).encode()).hexdigest()
     return replace(dataset, splits=splits, sum=total, pooled=unpooled(dataset, modality), encoder_sum=weights.pop())

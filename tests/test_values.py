@@ -112,6 +112,7 @@ def test_a_published_file_goes_by_the_values_and_keeps_its_lengths(prepare, tmp_
     from msmix.data import load_dataset
     d = changed(zero_sum, True)
     monkeypatch.setitem(module.PUBLISHED, ('mosi', 'unaligned_50'), hashlib.sha256(pickle.dumps(d)).hexdigest())
+    monkeypatch.setattr(module, 'guarded', lambda function, asked, *rest, **kw: vars(module.prepare_here(**asked)))   # a child would not know the sum
     code, out, said, path = prepare(d, name='mosi')
     assert code == 0 and 'audio: the lengths of the file differ in' in out and 'kept as audio/file_lengths' in out
     same(path, {s: clips(n, i) | {m: shift(d[s][m]) for m in LENGTHS} for i, (s, n) in enumerate(CLIPS.items())})
@@ -121,6 +122,38 @@ def test_a_published_file_goes_by_the_values_and_keeps_its_lengths(prepare, tmp_
         assert b.splits[s].lengths['audio'].tolist() == o['audio_lengths'].tolist()
         inside = np.arange(20) < o['audio_lengths'][:,None]
         np.testing.assert_array_equal(b.splits[s].x['audio'].numpy(), o['audio']*inside[...,None])
+
+
+@pytest.mark.parametrize('front', [False, True])
+@pytest.mark.parametrize('known', [False, True])
+def test_padding_with_a_constant_is_recognised_at_either_end(front, known, prepare):
+    def offset(s):
+        for m in LENGTHS: s[m] = s[m] - np.float32([.25, *[0]*(DIMS[m]-1)])
+        if not known: no_lengths(s)
+    d = changed(offset, front)
+    code, out, said, path = prepare(d)
+    assert code == 0 and 'is taken for padding' in out and 'lie outside' not in out+said
+    with h5py.File(path) as f:
+        for s, o in data(front).items():
+            for m in LENGTHS:
+                n = f[f'{s}/{m}/lengths'][:]
+                assert n.tolist() == o[f'{m}_lengths'].tolist(), (s, m)
+                np.testing.assert_array_equal(f[f'{s}/{m}/features'][:][np.arange(LENGTHS[m]) < n[:,None]], d[s][m][o[m].any(2)])
+
+
+@pytest.mark.parametrize('in_front', [['test'], ['train', 'valid']])
+def test_splits_may_be_padded_at_different_ends(in_front, prepare):
+    d = {s: clips(n, i, s in in_front) for i, (s, n) in enumerate(CLIPS.items())}
+    code, out, said, path = prepare(d)
+    assert code == 0 and 'moved to the front' in out and 'lie outside' not in out+said
+    same(path, {s: o | ({m: shift(o[m]) for m in LENGTHS} if s in in_front else {}) for s, o in d.items()})
+
+
+def test_lengths_that_are_wrong_in_a_small_split_only_are_refused(refused, tmp_path):
+    d = data()
+    d['valid']['audio_lengths'] = d['valid']['audio_lengths']//2
+    (tmp_path/'f.pkl').write_bytes(pickle.dumps(d))
+    refused("'audio' in split 'valid' of", 'prepare', tmp_path/'f.pkl', tmp_path/'d.h5', '--name', 'mine', '--label-range', -3, 3)
 
 
 def test_features_of_one_length_are_aligned_only_where_the_values_are(prepare, monkeypatch):
@@ -228,6 +261,15 @@ REFUSED = {
     'no labelled clip': (lambda d: d['test'].update(mask=[0]*10), 'has no labelled clip'),
     'lengths in one split only': (lambda d: d['test'].pop('audio_lengths'), "'audio_lengths' in"),
     'negative lengths': (lambda d: [s.update(audio_lengths=s['audio_lengths']-100) for s in d.values()], 'lie outside the lengths'),
+    'infinite lengths': (lambda d: d['test'].update(audio_lengths=[np.inf]*10), 'has inf in row 0: whole numbers are needed'),
+    'a mask of other values': (lambda d: d['test'].update(mask=['1']*9+['0']), 'holds other values than 0 and 1'),
+    'a mask of unequal parts': (lambda d: d['test'].update(mask=[[1],[1,2]]*5), 'is a list of unequal parts'),
+    'no labels': (lambda d: d['test'].update(regression_labels=None), 'one number per clip is needed'),
+    'labels of one modality of unequal parts': (lambda d: d['test'].update(regression_labels_A=[[1.],[1.,2.]]*5), "'regression_labels_A' in split 'test'"),
+    'ids of thousands of digits': (lambda d: d['test'].update(id=[10**5000+k for k in range(10)]), 'holds a number of over 300 digits'),
+    'token ids that are no whole numbers': (lambda d: d['test'].update(text_bert=d['test']['text_bert']+.5), 'whole numbers from 0 on'),
+    'token ids below zero': (lambda d: d['test'].update(text_bert=-d['test']['text_bert']), 'whole numbers from 0 on'),
+    'a key as text and as bytes': (lambda d: d['test'].update({b'audio': d['test']['audio']}), "has 'audio' twice"),
     'another scale of a label of one modality': (lambda d: d['train'].update(regression_labels_T=np.full(24, 7.)), "'text/label' in split 'train'"),
 }
 
