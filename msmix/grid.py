@@ -20,7 +20,7 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 import msmix
-from .names import BACKBONES, MIXERS, UsageError, RunFailed, choose, resolve
+from .names import UsageError, RunFailed, choose
 from .jobs import Job, clear_state, read_state, visible_gpus
 from .files import python_command, safe_environment
 from .notebooks import make_folder, notebook_parameters, private_folder
@@ -176,23 +176,21 @@ def check_settings(
     here: bool=True, # Will the runs be on this machine?
 ):
     "Raise `UsageError` if a variant names a setting or option that is not possible, or if the device cannot be used here and is to be"
-    from msmix.backbones import check_options
     from msmix.core import set_up_torch
     from msmix.experiment import pick_device
     from msmix.mixers import build_mixer
-    from msmix.recipes import find_recipe
+    from msmix.recipes import check_recipe, find_recipe
     if here: set_up_torch(pick_device(config['device']))
     shape, nets = cache(lambda name: data_shape(config, name)), {}
     for c in parts(config).values():
         for dataset, backbone, (variant, settings) in product(c['datasets'], c['backbones'], c['variants'].items()):
             try:
                 recipe = find_recipe(backbone, dataset, settings)
-                check_options(resolve(backbone, BACKBONES, 'backbone'), recipe.backbone, ('dims','label_range','lengths'), f'option of backbone {backbone}')
                 key, there = (dataset, backbone, repr(replace(recipe, mixer={}, max_epochs=1))), shape(dataset)
+                for mixer in c['mixers']: check_recipe(recipe, backbone, mixer, there.dims if there else ())
                 if there and key not in nets: nets[key] = check_network(recipe, there, dataset, backbone)
-                for mixer in c['mixers']:
-                    check_options(resolve(mixer, MIXERS, 'mixer'), recipe.mixer, ('dims','label_range','sequences','seed'), f'option of mixer {mixer}')
-                    if there: build_mixer(mixer, nets[key].latent_dims, there.label_range, nets[key].sequences, 0, **recipe.mixer)
+                for mixer in c['mixers'] if there else ():
+                    build_mixer(mixer, nets[key].latent_dims, there.label_range, nets[key].sequences, 0, **recipe.mixer)
             except UsageError as e: raise UsageError(f"{e} (in variant '{variant}')") from e
 
 # %% ../nbs/36_grid.ipynb #af49cbf2
@@ -234,7 +232,6 @@ def check_network(
     "Build the network of a run; `UsageError` if that is not possible"
     from msmix.backbones import param_groups
     from msmix.experiment import build
-    for m in recipe.standardise: choose(m, shape.dims, f"modality of {dataset}, in 'standardise'")
     width = text_width(recipe, shape, dataset)
     dims  = {**shape.dims, **({'text': width} if width else {})}
     read  = SimpleNamespace(dims=dims, lengths=shape.lengths, label_range=shape.label_range)
@@ -485,11 +482,11 @@ def lock_folder(
 def check_names(
     jobs: list[Job],
 ):
-    "Raise `UsageError` where Snakemake would read part of a path as a wildcard"
+    "Raise `UsageError` where Snakemake would read part of a path as a wildcard or variable"
     for o in jobs:
-        if re.search(r'\{.*\}', str(o.run)):
-            raise UsageError(f"Snakemake takes what stands in braces for a wildcard, so '{o.run}' cannot be made: "
-                             "choose a results folder and names without { and }")
+        if re.search(r'\{.*\}|<.*>', str(o.run)):
+            raise UsageError(f"Snakemake fills in what stands in {{}} or <>, so '{o.run}' cannot be made: "
+                             "choose a results folder and names without them")
 
 # %% ../nbs/36_grid.ipynb #0da42b5f
 def check_all(
@@ -687,6 +684,7 @@ def run_grid(
     if jobs is not None and jobs>10**5: raise UsageError(f"{jobs} is more than any machine does at once: pass -j 100000 or less")
     changes = {k: v for k,v in dict(rerun=rerun, only=[*only]).items() if v}
     path, c, since = config_path(config), read_config(config, **changes), time.time()
+    if profile: profile_folder(profile)
     runs, figures = check_all(c, here=not profile, writes=not dry_run)
     if dry_run:
         show_plan(c, runs, figures, as_made=parts_of=='figures')
