@@ -276,3 +276,17 @@ def test_a_results_folder_that_is_none_or_cannot_be_written(write, msmix, refuse
     monkeypatch.setattr(os, 'access', lambda path, mode, **kw: not (mode & os.W_OK and str(path) == 'res') and allowed(path, mode, **kw))
     refused("the results folder 'res' cannot be written in 'res' (no permission, or a read-only file system)", 'grid', write(), '-j', 1)
     assert msmix('grid', write(), '-n')[0] == 0 and [o.name for o in (tmp_path/'res').iterdir()] == ['runs']
+
+
+def test_data_that_changes_while_a_grid_runs_is_said(write, msmix, tmp_path, monkeypatch):
+    "Runs of before and after would stand in one table"
+    assert msmix('synth', 'x.h5', '--like', 'mosi', '--fraction', .01)[0] == 0
+    def run_snakemake(*args):
+        os.utime('x.h5', (0, 0))
+        run = tmp_path/'res'/'runs'/'synth-mosi'/'lmf'/'none'/'main'/'1.h5'
+        run.parent.mkdir(parents=True)
+        run.touch()
+        return 0
+    monkeypatch.setattr('msmix.grid.run_snakemake', run_snakemake)
+    code, _, err = msmix('grid', write(datasets='{synth-mosi: {file: x.h5}}'))
+    assert code == 1 and "'x.h5' was changed while the grid ran" in err
