@@ -339,6 +339,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                             'msmix.grid.data_path': ('grid.html#data_path', 'msmix/grid.py'),
                             'msmix.grid.data_shape': ('grid.html#data_shape', 'msmix/grid.py'),
                             'msmix.grid.data_spec': ('grid.html#data_spec', 'msmix/grid.py'),
+                            'msmix.grid.data_stamps': ('grid.html#data_stamps', 'msmix/grid.py'),
                             'msmix.grid.draw': ('grid.html#draw', 'msmix/grid.py'),
                             'msmix.grid.drawable': ('grid.html#drawable', 'msmix/grid.py'),
                             'msmix.grid.encoder_width': ('grid.html#encoder_width', 'msmix/grid.py'),

@@ -7,7 +7,7 @@ __all__ = ['user_path', 'path_part', 'kind_of_file', 'place_to_write', 'check_wr
            'clear_away', 'size_text', 'check_room', 'python_command', 'safe_environment']
 
 # %% ../nbs/05a_files.ipynb #5604cd54
-import glob, os, shutil, stat, sys, tempfile, time
+import glob, os, re, shutil, stat, sys, tempfile, time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from .names import UsageError, printable
@@ -22,10 +22,13 @@ def user_path(
     shown = printable(text)
     if not text: raise UsageError(f"the {what} is empty: name a file or folder")
     if '\0' in text: raise UsageError(f"the {what} '{shown}' holds a NUL character: write it without")
+    scheme = re.match('[A-Za-z][A-Za-z0-9+.-]+://', text)
+    if scheme: raise UsageError(f"the {what} '{shown[:60]}' is an address, and only files of this machine are read and written: fetch it, and name the file")
     full = os.path.expanduser(text)
     if full.startswith('~'): raise UsageError(f"the {what} '{shown}' names the home of an unknown user: check the name, or write ./{shown} for a folder called so")
     long = [o for o in full.split(os.sep) if len(os.fsencode(o))>255]
     if long: raise UsageError(f"the {what} '{shown[:60]}…' has a part of {len(os.fsencode(long[0]))} bytes: file names have at most 255")
+    if len(os.fsencode(full))>4000: raise UsageError(f"the {what} '{shown[:60]}…' has {len(os.fsencode(full))} bytes: name a place nearer to the root, paths have at most 4000")
     return Path(full)
 
 # %% ../nbs/05a_files.ipynb #97d90bd2

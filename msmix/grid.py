@@ -9,7 +9,7 @@ __all__ = ['data_path', 'train_notebook', 'run_job_of', 'plan', 'figure_files', 
            'text_faults', 'Stale', 'check_runs', 'move_aside', 'settle_runs', 'run_resources', 'machine_resources',
            'job_limits', 'lock_folder', 'check_names', 'check_all', 'clear_way', 'end_with', 'profile_folder',
            'snakemake_command', 'check_scratch', 'run_snakemake', 'package_sum', 'note_runs', 'outdated', 'drawable',
-           'draw', 'show_plan', 'report', 'run_grid', 'check_config', 'read_config', 'project_root']
+           'draw', 'show_plan', 'report', 'data_stamps', 'run_grid', 'check_config', 'read_config', 'project_root']
 
 # %% ../nbs/36_grid.ipynb #610a1694
 import os, re, shlex, subprocess, sys, tempfile, threading, time
@@ -20,7 +20,7 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 import msmix
-from .names import BACKBONES, MIXERS, UsageError, RunFailed, choose, resolve
+from .names import UsageError, RunFailed, choose
 from .jobs import Job, clear_state, read_state, visible_gpus
 from .files import python_command, safe_environment
 from .notebooks import make_folder, notebook_parameters, private_folder
@@ -176,23 +176,21 @@ def check_settings(
     here: bool=True, # Will the runs be on this machine?
 ):
     "Raise `UsageError` if a variant names a setting or option that is not possible, or if the device cannot be used here and is to be"
-    from msmix.backbones import check_options
     from msmix.core import set_up_torch
     from msmix.experiment import pick_device
     from msmix.mixers import build_mixer
-    from msmix.recipes import find_recipe
+    from msmix.recipes import check_recipe, find_recipe
     if here: set_up_torch(pick_device(config['device']))
     shape, nets = cache(lambda name: data_shape(config, name)), {}
     for c in parts(config).values():
         for dataset, backbone, (variant, settings) in product(c['datasets'], c['backbones'], c['variants'].items()):
             try:
                 recipe = find_recipe(backbone, dataset, settings)
-                check_options(resolve(backbone, BACKBONES, 'backbone'), recipe.backbone, ('dims','label_range','lengths'), f'option of backbone {backbone}')
                 key, there = (dataset, backbone, repr(replace(recipe, mixer={}, max_epochs=1))), shape(dataset)
+                for mixer in c['mixers']: check_recipe(recipe, backbone, mixer, there.dims if there else ())
                 if there and key not in nets: nets[key] = check_network(recipe, there, dataset, backbone)
-                for mixer in c['mixers']:
-                    check_options(resolve(mixer, MIXERS, 'mixer'), recipe.mixer, ('dims','label_range','sequences','seed'), f'option of mixer {mixer}')
-                    if there: build_mixer(mixer, nets[key].latent_dims, there.label_range, nets[key].sequences, 0, **recipe.mixer)
+                for mixer in c['mixers'] if there else ():
+                    build_mixer(mixer, nets[key].latent_dims, there.label_range, nets[key].sequences, 0, **recipe.mixer)
             except UsageError as e: raise UsageError(f"{e} (in variant '{variant}')") from e
 
 # %% ../nbs/36_grid.ipynb #af49cbf2
@@ -234,7 +232,6 @@ def check_network(
     "Build the network of a run; `UsageError` if that is not possible"
     from msmix.backbones import param_groups
     from msmix.experiment import build
-    for m in recipe.standardise: choose(m, shape.dims, f"modality of {dataset}, in 'standardise'")
     width = text_width(recipe, shape, dataset)
     dims  = {**shape.dims, **({'text': width} if width else {})}
     read  = SimpleNamespace(dims=dims, lengths=shape.lengths, label_range=shape.label_range)
@@ -485,11 +482,11 @@ def lock_folder(
 def check_names(
     jobs: list[Job],
 ):
-    "Raise `UsageError` where Snakemake would read part of a path as a wildcard"
+    "Raise `UsageError` where Snakemake would read part of a path as a wildcard or variable"
     for o in jobs:
-        if re.search(r'\{.*\}', str(o.run)):
-            raise UsageError(f"Snakemake takes what stands in braces for a wildcard, so '{o.run}' cannot be made: "
-                             "choose a results folder and names without { and }")
+        if re.search(r'\{.*\}|<.*>', str(o.run)):
+            raise UsageError(f"Snakemake fills in what stands in {{}} or <>, so '{o.run}' cannot be made: "
+                             "choose a results folder and names without them")
 
 # %% ../nbs/36_grid.ipynb #0da42b5f
 def check_all(
@@ -557,16 +554,18 @@ def snakemake_command(
     return python_command('-m', 'snakemake', target, *ours, '--configfile', str(config), *where, *own)
 
 # %% ../nbs/36_grid.ipynb #a3e985b7
-def check_scratch():
-    "Raise `UsageError` unless Snakemake can write where it keeps files of its own"
+def check_scratch(
+    results, # Folder of results
+):
+    "Raise `UsageError` unless there is room for results and where Snakemake keeps files of its own"
+    with private_folder(): pass
     cache  = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'))/'snakemake'
-    places = {cache: 'set XDG_CACHE_HOME to', Path('.snakemake').absolute(): 'call from'}
+    places = {Path(results): "name as 'results'", cache: 'set XDG_CACHE_HOME to', Path('.snakemake').absolute(): 'call from', Path(tempfile.gettempdir()): 'set TMPDIR to'}
     for folder, remedy in places.items():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as f: f.write(bytes(10**4))
-        except OSError as e: raise UsageError(f"Snakemake cannot write in '{folder}' ({e.strerror}): {remedy} a folder that can be written") from e
-    with private_folder(): pass
+        except OSError as e: raise UsageError(f"the grid cannot write in '{folder}' ({e.strerror}): {remedy} a folder that can be written and has space") from e
 
 # %% ../nbs/36_grid.ipynb #6470e51a
 def run_snakemake(
@@ -577,7 +576,7 @@ def run_snakemake(
 ) -> int: # Exit status
     "Run Snakemake with this Python's commands first on the path, and with no profile that the environment names"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH','')}"
-    env  = safe_environment(PATH=path, MSMIX_GRID=str(os.getpid()))
+    env  = safe_environment(PATH=path, TMPDIR=tempfile.gettempdir(), MSMIX_GRID=str(os.getpid()))      # solvers believe TMPDIR unseen
     env.pop('SNAKEMAKE_PROFILE', None)
     make_folder(Path(log).parent, 'folder of the logs')
     with open(log, 'a', encoding='utf-8') as f:
@@ -672,6 +671,14 @@ def report(
     if status: raise RunFailed(f"all files are there, but Snakemake ended with {status} (log: {log}): {reason or 'look into the log'}")
     for o in figures: print(f"{o.name}: {', '.join(o.files)}")
 
+# %% ../nbs/36_grid.ipynb #6191f6b1
+def data_stamps(
+    config: dict, # From `check_config`
+) -> dict: # Path -> inode, size and time of the last change, of files that are there
+    "By what a dataset file that is changed while a grid runs is known"
+    paths = [Path(data_path(config, k)) for k in config['datasets']]
+    return {o: (s.st_ino, s.st_size, s.st_mtime_ns) for o in paths if o.exists() for s in [o.stat()]}
+
 # %% ../nbs/36_grid.ipynb #44a82c5c
 def run_grid(
     config, # Path of a YAML file, or one of `EXPERIMENTS`
@@ -687,13 +694,14 @@ def run_grid(
     if jobs is not None and jobs>10**5: raise UsageError(f"{jobs} is more than any machine does at once: pass -j 100000 or less")
     changes = {k: v for k,v in dict(rerun=rerun, only=[*only]).items() if v}
     path, c, since = config_path(config), read_config(config, **changes), time.time()
+    if profile: profile_folder(profile)
     runs, figures = check_all(c, here=not profile, writes=not dry_run)
     if dry_run:
         show_plan(c, runs, figures, as_made=parts_of=='figures')
         return c
-    check_scratch()
-    status, log = 0, Path(c['results'])/'logs'/'grid.txt'
-    with lock_folder(make_folder(c['results'], 'results folder')) as lock:
+    check_scratch(make_folder(c['results'], 'results folder'))
+    status, log, before = 0, Path(c['results'])/'logs'/'grid.txt', data_stamps(c)
+    with lock_folder(c['results']) as lock:
         clear_way(c, runs, figures, as_made=parts_of=='figures')
         make_folder(log.parent, 'folder of the logs')
         log.write_text('')
@@ -706,8 +714,12 @@ def run_grid(
                 for line in summary(todo, time.time()-since, log): print(line)
                 raise
             lines = summary(todo, time.time()-since, log)
+        changed = [k for k,v in data_stamps(c).items() if before.get(k, v)!=v]
         if parts_of!='runs' and figures: lines += draw(c, figures, call)
     for line in lines: print(line)
+    if changed:
+        raise RunFailed(f"'{changed[0]}' was changed while the grid ran, so its runs may be of different data: "
+                        "call the same command again, which says which are not of the data that is there now")
     asked = {'runs': runs, 'figures': [o.job for o in figures]}
     report(c, asked.get(parts_of, sum(asked.values(), [])), status, log, figures if parts_of!='runs' else [])
     return c

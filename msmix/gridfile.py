@@ -107,8 +107,9 @@ def read_yaml(
     path, # Of a YAML file
 ) -> dict:
     "What a grid file holds, not checked yet"
-    where, loader = f"'{printable(path)}'", GridLoader(read_text(path))
+    where, text = f"'{printable(path)}'", read_text(path)
     try:
+        loader = GridLoader(text)
         node = loader.get_single_node()
         if node is None: raise UsageError(f"{where} is empty: expected a mapping of keys to values")
         check_node(node, where, {})
@@ -119,7 +120,6 @@ def read_yaml(
     except (yaml.YAMLError, ValueError) as e:
         tab = ' (indent with spaces, not with tabs)'*("'\\t'" in str(e))
         raise UsageError(f"cannot read the configuration {where}: {' '.join(str(e).split())}{tab}") from e
-    finally: loader.dispose()
     if isinstance(found, dict): return found
     raise UsageError(f"{where} holds {printable(repr(found))[:60]}, expected a mapping of keys to values")
 
@@ -175,7 +175,7 @@ def is_part(
     except UsageError as e: raise PydanticCustomError('expected', '{what}', {'what': FOLDER}) from e
 
 # %% ../nbs/35c_gridfile.ipynb #0e35f7ed
-VARIABLE = re.compile(r'\$(?:(\w+)|\{([^}]*)\})') # `$NAME` or `${NAME}`
+VARIABLE = re.compile(r'\$(?:(\w+)|\{([^}]+)\})') # `$NAME` or `${NAME}`
 
 # %% ../nbs/35c_gridfile.ipynb #905aee44
 def open_path(
@@ -196,12 +196,12 @@ def open_path(
 def results_path(
     text: str,
 ) -> str:
-    "The results folder; the current folder by its whole path"
+    "The results folder; by its whole path where it is the current one, or where commands would take it for an option"
     path = open_path(text)
     if not path.isprintable():
         raise UsageError(f"the path '{printable(path)}' holds control characters: name another folder")
     if path=='/': raise UsageError("the results would lie in the root of the file system: name a folder")
-    return os.getcwd() if path=='.' else path
+    return os.path.abspath(path) if path=='.' or path.startswith('-') else path
 
 # %% ../nbs/35c_gridfile.ipynb #b510fa86
 def finite(
@@ -388,7 +388,7 @@ def config_path(
 ) -> Path:
     "The file of a configuration"
     path = user_path(config, 'configuration')
-    if path.suffix not in ('.yaml', '.yml'):
+    if path.suffix.lower() not in ('.yaml', '.yml'):
         name = choose(str(config), EXPERIMENTS, 'experiment (or name a .yaml file)')
         return project_root()/'workflow'/'config'/f'{name}.yaml'
     if not os.path.lexists(path): raise UsageError(f"no configuration at '{printable(config)}': check the path")

@@ -44,14 +44,17 @@ def parameter_cell(
     "The source of its `parameters` cell; `UsageError` if it is not a Python notebook or has not exactly one such cell"
     nbformat, notebook = load_quietly('nbformat'), Path(notebook)
     if not notebook.is_file(): raise UsageError(f"no notebook at '{notebook}': check the path")
-    try: nb = nbformat.read(notebook, as_version=4)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')                                                       # cells that share an id
+            nb = nbformat.read(notebook, as_version=4)
+        language = nb.metadata.get('kernelspec', {}).get('language') or 'python'
+        tagged = [''+o.source for o in nb.cells if 'parameters' in o.metadata.get('tags', [])]
     except Exception as e: raise UsageError(f"'{notebook}' is not a notebook: expected an .ipynb file") from e
-    language = nb.metadata.get('kernelspec', {}).get('language') or 'python'
     if language!='python': raise UsageError(f"'{notebook}' is in {language}: only notebooks in Python can be run here")
-    tagged = [o for o in nb.cells if 'parameters' in o.metadata.get('tags', [])]
     if len(tagged)!=1:
         raise UsageError(f"'{notebook}' has {len(tagged)} cells tagged 'parameters', expected one: tag the cell with the defaults")
-    return tagged[0].source
+    return tagged[0]
 
 # %% ../nbs/35_notebooks.ipynb #9e8ced2b
 def notebook_parameters(
@@ -144,6 +147,7 @@ def check_output(
     "Raise `UsageError` where the executed notebook would replace something that is no executed notebook"
     out = Path(out)
     def refuse(fault): raise UsageError(f"'{out}' is {fault}: name another file for the executed notebook")
+    if str(out)=='-': refuse('standard output to papermill')
     if not os.path.lexists(out): return
     if not out.exists(): refuse('a link that leads nowhere')
     if not out.is_file(): refuse('a folder, a pipe or a device')

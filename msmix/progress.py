@@ -198,10 +198,10 @@ def summary(
 def snakemake_reason(
     log, # What Snakemake said
 ) -> str: # '': nothing but jobs failed
-    "Why Snakemake itself failed, in one line"
+    "Why Snakemake itself failed, or `msmix synth`, which has no log of its own, in one line"
     if not Path(log).is_file(): return ''
     text   = '\n'.join(o.strip() for o in Path(log).read_text(encoding='utf-8', errors='replace').splitlines())
     name   = r'[\w.]*(?:Error|Exception)\b'
-    found  = re.findall(rf'^(?:(?!Error in rule){name}|\S+: error: ).*(?:\n(?!{name}).+){{0,2}}', text, flags=re.M)
+    found  = re.findall(rf'^(?:(?!Error in rule){name}|\S+: error: |msmix: ).*(?:\n(?!{name}).+){{0,2}}', text, flags=re.M)
     of_job = ('RuleException:', 'CalledProcessError', 'WorkflowError:\nAt least one job')
-    return next((' '.join(o.split())[:300] for o in reversed(found) if not o.startswith(of_job)), '')
+    return next((' '.join(o.removeprefix('msmix: ').split())[:300] for o in reversed(found) if not o.startswith(of_job)), '')

@@ -236,6 +236,7 @@ def check_recipe(
                   f'option of backbone {backbone}', modalities)
     check_options(resolve(mixer, MIXERS, 'mixer'), recipe.mixer, ('dims','label_range','sequences','seed'),
                   f'option of mixer {mixer}', modalities)
+    if recipe.batch_size<2: raise UsageError(f"setting batch_size={recipe.batch_size} is not possible: batches have two clips or more")
     for m in recipe.standardise if modalities else (): choose(m, modalities, 'modality to standardise')
     losses = {*AUX, 'modal', 'mix_modal', *(k for o in MIXERS for k in resolve(o, MIXERS, 'mixer').aux_weights)}
     for k in recipe.aux_weights: choose(k, sorted(losses), 'loss in aux_weights')

@@ -30,6 +30,11 @@ WRONG = [ # A line that takes the place of the one with its key -> what is said
     ('results: ~nobody-of-this-name/r', 'unknown user'),
     ('results: "a\\0b"', 'NUL'),
     ('results: "a\\nb"', 'control characters'),
+    ('results: s3://bucket/r', 'is an address'),
+    ('results: ' + 'x/'*3000, 'has 6000 bytes'),
+    ('results: ${}/r', "has a '$' without the name of a variable"),
+    ('results: r<a>', 'Snakemake fills in what stands in {} or <>'),
+    ('results: r # \x1b', 'special characters are not allowed'),
     ('results: /', 'root of the file system'),
     ('results: ' + 'x'*300, 'file names have at most 255'),
     ('results: ${NOT_SET_HERE}/r', 'needs the environment variable NOT_SET_HERE'),
@@ -84,8 +89,10 @@ WRONG = [ # A line that takes the place of the one with its key -> what is said
     ('variants: {main: {mixer.x: [1, .inf]}}', SETTINGS),
     ('variants: {main: {lr: !!binary aGk=}}', SETTINGS),
     ('variants: {main: {lr: -1}}', "setting lr=-1"),
+    ('variants: {main: {batch_size: 1}}', 'setting batch_size=1 is not possible'),
+    ('variants: {main: {aux_weights.sall: 1}}', "unknown loss in aux_weights 'sall' (did you mean 'sal'?)"),
     ('variants: {main: {lrr: 1}}', "unknown setting 'lrr' (did you mean 'lr'?)"),
-    ('variants: {main: {standardise: [sound]}}', "unknown modality of synth-mosi, in 'standardise' 'sound' (did you mean 'vision'?): choose one of text, audio, vision (in variant 'main')"),
+    ('variants: {main: {standardise: [sound]}}', "unknown modality to standardise 'sound' (did you mean 'vision'?): choose one of text, audio, vision (in variant 'main')"),
     ('variants: {main: {backbone.hidden: {sound: 3}}}', "unknown modality in option hidden 'sound'"),
     ('variants: {main: {backbone.lead: txt}}', "did you mean 'text'?"),
     ('variants: {main: {groups: {front: {lr: 0.1}}}}', "unknown parameter group 'front'"),
@@ -269,3 +276,17 @@ def test_a_results_folder_that_is_none_or_cannot_be_written(write, msmix, refuse
     monkeypatch.setattr(os, 'access', lambda path, mode, **kw: not (mode & os.W_OK and str(path) == 'res') and allowed(path, mode, **kw))
     refused("the results folder 'res' cannot be written in 'res' (no permission, or a read-only file system)", 'grid', write(), '-j', 1)
     assert msmix('grid', write(), '-n')[0] == 0 and [o.name for o in (tmp_path/'res').iterdir()] == ['runs']
+
+
+def test_data_that_changes_while_a_grid_runs_is_said(write, msmix, tmp_path, monkeypatch):
+    "Runs of before and after would stand in one table"
+    assert msmix('synth', 'x.h5', '--like', 'mosi', '--fraction', .01)[0] == 0
+    def run_snakemake(*args):
+        os.utime('x.h5', (0, 0))
+        run = tmp_path/'res'/'runs'/'synth-mosi'/'lmf'/'none'/'main'/'1.h5'
+        run.parent.mkdir(parents=True)
+        run.touch()
+        return 0
+    monkeypatch.setattr('msmix.grid.run_snakemake', run_snakemake)
+    code, _, err = msmix('grid', write(datasets='{synth-mosi: {file: x.h5}}'))
+    assert code == 1 and "'x.h5' was changed while the grid ran" in err

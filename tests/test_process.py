@@ -113,6 +113,10 @@ def test_a_notebook_replaces_nothing_but_executed_notebooks(msmix, refused, tmp_
     refused('is a folder, a pipe or a device', 'notebook', source, tmp_path/'pipe')
     refused('is a link that leads nowhere', 'notebook', source, tmp_path/'to')
     refused('only notebooks in Python', 'notebook', notebook(tmp_path/'r.ipynb', 'a = 1', language='R'), tmp_path/'o.ipynb')
+    refused('is standard output to papermill', 'notebook', source, '-')
+    for k,v in {'metadata': {'kernelspec': None}, 'cells': [{'cell_type': 'code', 'metadata': {'tags': ['parameters']}, 'source': 5, 'outputs': []}]}.items():
+        (tmp_path/'bad.ipynb').write_text(json.dumps({**json.loads(source.read_text()), k: v}))
+        refused('is not a notebook', 'notebook', tmp_path/'bad.ipynb', tmp_path/'o.ipynb')
     refused("no notebook at", 'notebook', tmp_path/'pipe', tmp_path/'o.ipynb')
     assert (tmp_path/'notes.txt').read_text() == 'mine'
 
@@ -154,7 +158,7 @@ def test_every_command_refuses_a_path_that_no_system_can_hold(path, message, ref
 
 
 def test_results_in_braces_are_refused_before_anything_starts(refused, grid, tmp_path):
-    refused('without { and }', 'grid', grid(results=str(tmp_path/'res{a}')))
+    refused('fills in what stands in {} or <>', 'grid', grid(results=str(tmp_path/'res{a}')))
     assert [o.name for o in tmp_path.iterdir()] == ['grid.yaml']
 
 
