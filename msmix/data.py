@@ -204,7 +204,7 @@ def read_small(
     for k,a in table.items():
         if k.endswith('features'): continue
         if KINDS[k.split('/')[-1]][1] is None:
-            out[k] = [o.decode('utf8', 'replace') if isinstance(o, bytes) else str(o) for o in a[:]]
+            out[k] = [o.decode('utf8', 'surrogateescape') if isinstance(o, bytes) else str(o) for o in a[:]]
             check_texts(out[k], k, where)
             if sums is not None and k=='id': sums[k] = hashlib.sha256('\0'.join(out[k]).encode()).hexdigest()
         else: out[k] = np.concatenate([b for _,b in scan(a, k, where, sums)])
