@@ -570,6 +570,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                               'msmix.mixers.check_latents': ('mixers.html#check_latents', 'msmix/mixers.py'),
                               'msmix.mixers.check_masks': ('mixers.html#check_masks', 'msmix/mixers.py'),
                               'msmix.mixers.check_modal_labels': ('mixers.html#check_modal_labels', 'msmix/mixers.py'),
+                              'msmix.mixers.check_switches': ('mixers.html#check_switches', 'msmix/mixers.py'),
                               'msmix.mixers.check_values': ('mixers.html#check_values', 'msmix/mixers.py'),
                               'msmix.mixers.checked_predict': ('mixers.html#checked_predict', 'msmix/mixers.py'),
                               'msmix.mixers.checkpointed_part': ('mixers.html#checkpointed_part', 'msmix/mixers.py'),

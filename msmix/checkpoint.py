@@ -6,7 +6,7 @@
 __all__ = ['in_the_way', 'check_every', 'Checkpoint']
 
 # %% ../nbs/04_checkpoint.ipynb #9d58a56f
-import os, warnings
+import os, warnings, zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,8 @@ class Checkpoint:
         if in_the_way(self.path): return warnings.warn(f"'{self.path}' is no ordinary file: the run starts from the beginning")
         if not self.path.is_file(): return None
         try:
+            with zipfile.ZipFile(self.path) as z:     # PyTorch writes a sum for each array, and does not look at it
+                if changed := z.testzip(): raise ValueError(f'{changed} is not what its sum says')
             found = torch.load(self.path, map_location='cpu', weights_only=True)
             identity, state = str(found['identity']), dict(found['state'])
         except Exception as e:                    # whatever is wrong with it, the run can do without

@@ -204,6 +204,8 @@ def do_predict(args):
         check_out(out)
     from msmix.predict import predict_file
     frames = predict_file(args.run, args.data, text_encoder=args.text_encoder)
+    if out is None and sys.stdout.isatty():
+        frames = {k: o.assign(id=o.id.map(printable)) for k,o in frames.items()}
     if out is None: frames_to_csv(frames, sys.stdout)
     else: write_frames(frames, out)
 
@@ -351,7 +353,9 @@ def spell(
 
 # %% ../nbs/50_cli.ipynb #b88fb9a3
 def spell_out():
-    "Let standard output and error spell what they cannot show"
+    "Let standard output and error spell what they cannot show; where one is closed, what goes there is dropped"
+    for o in ('stdout', 'stderr'):
+        if getattr(sys, o) is None: setattr(sys, o, open(os.devnull, 'w'))
     codecs.register_error('spell', spell)
     for o in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError): o.reconfigure(errors='spell')      # none, closed, or not a text file

@@ -9,7 +9,7 @@ __all__ = ['kernel_partners', 'CMixup']
 import torch
 from torch import Tensor
 from .core import Latents, Masks, Mixed, UsageError
-from .mixers import Mixer, check_alpha, is_number, mix_pairs, sample_beta
+from .mixers import Mixer, check_alpha, check_switches, is_number, mix_pairs, sample_beta
 
 # %% ../nbs/29_cmixup.ipynb #ac3cd951
 def kernel_partners(
@@ -42,7 +42,7 @@ class CMixup(Mixer):
         super().__init__(dims, label_range, sequences=sequences, rows=rows, seed=seed)
         self.bandwidth, self.alpha, self.per_batch = self.reach/6 if bandwidth is None else bandwidth, alpha, per_batch
         self.ranged = bandwidth is None
-        check_alpha(alpha)
+        check_alpha(alpha), check_switches(per_batch=per_batch)
         if not (is_number(self.bandwidth) and self.bandwidth>0): raise UsageError(f"bandwidth={bandwidth} is not above 0: it is a width, in units of the label")
 
     def needs_range(self, y: Tensor) -> bool:

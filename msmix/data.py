@@ -218,7 +218,7 @@ def read_small(
     for k,a in table.items():
         if k.endswith('features'): continue
         if KINDS[k.split('/')[-1]][1] is None:
-            out[k] = [o.decode('utf8', 'replace') if isinstance(o, bytes) else o for o in a[:]]
+            out[k] = [o.decode('utf8', 'surrogateescape') if isinstance(o, bytes) else o for o in a[:]]
             if odd := [o for o in out[k] if not isinstance(o, str)]:
                 raise UsageError(f"'{k}' in {where} holds {odd[0]!r:.40}: strings are needed")
             out[k] = [str(o) for o in out[k]]

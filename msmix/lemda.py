@@ -10,7 +10,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from .core import Latents, Masks, Mixed, UsageError, masked_mean, stack_rows
-from .mixers import Mixer, check_count, is_number, like_weights
+from .mixers import Mixer, check_count, check_switches, is_number, like_weights
 
 # %% ../nbs/29a_lemda.ipynb #7bbdbb4c
 class Reverse(torch.autograd.Function):
@@ -86,7 +86,7 @@ class LeMDA(Mixer):
         super().__init__(dims, label_range, sequences=sequences, rows=rows, seed=seed)
         if not (is_number(reverse) and reverse>=0): raise UsageError(f"reverse={reverse!r} is below 0: the generator would help the backbone; give 0 or more")
         self.reverse, self.consistency = reverse, consistency
-        check_count(hidden, 'hidden'), check_count(code, 'code')
+        check_count(hidden, 'hidden'), check_count(code, 'code'), check_switches(consistency=consistency)
         self.augment = Augmenter(sum(dims.values()), hidden, code)
 
     def forward(self, z: Latents, y: Tensor, *, mask: Masks|None=None, labels: Latents|None=None, predict=None) -> Mixed:

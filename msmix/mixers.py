@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LOST', 'CALLS', 'interpolate', 'mix_labels', 'mix_pairs', 'sample_beta', 'is_number', 'check_alpha', 'random_pairs',
            'OwnRandomness', 'checkpointed_part', 'checkpointed_parts', 'Draws', 'draws_of', 'same_draws', 'check_dims',
-           'check_label_range', 'check_count', 'kind', 'check_latents', 'check_label_rows', 'check_modal_labels',
-           'check_masks', 'check_values', 'checked_predict', 'like_weights', 'Mixer', 'mix_eagerly', 'NoMix',
-           'build_mixer']
+           'check_label_range', 'check_count', 'check_switches', 'kind', 'check_latents', 'check_label_rows',
+           'check_modal_labels', 'check_masks', 'check_values', 'checked_predict', 'like_weights', 'Mixer',
+           'mix_eagerly', 'NoMix', 'build_mixer']
 
 # %% ../nbs/20_mixers.ipynb #69ea254d
 import itertools, math, sys, weakref
@@ -244,6 +244,15 @@ def check_count(
         raise UsageError(f"{name}={value!r} does not work: give a whole number, {least} or more{limit}")
     return int(value)
 
+# %% ../nbs/20_mixers.ipynb #243612de
+def check_switches(
+    **switches, # Name -> value
+):
+    "Raise `UsageError` for one that is not on or off: a text such as 'False' would count as on"
+    for k,v in switches.items():
+        if not (is_number(v) or isinstance(v, bool)) or v not in (0, 1):
+            raise UsageError(f"{k}={v!r} does not work: give True or False")
+
 # %% ../nbs/20_mixers.ipynb #5952b394
 def kind(
     o, # Anything
@@ -346,8 +355,9 @@ def check_values(
     low, high = label_range[0]-slack, label_range[1]+slack
     for v in y.tolist() if y.dim()==1 else (o for o, in y.tolist()):
         if not low<=v<=high:
-            raise UsageError(f"a label is {v:g} and label_range=({label_range[0]:g}, {label_range[1]:g}): "
-                             "make the mixer with label_range=(lowest label, highest label)")
+            advice = 'make the mixer with label_range=(lowest label, highest label)'
+            if not math.isfinite(v): advice = 'leave such clips out of the batch'
+            raise UsageError(f"a label is {v:g} and label_range=({label_range[0]:g}, {label_range[1]:g}): {advice}")
 
 # %% ../nbs/20_mixers.ipynb #2f68d341
 def checked_predict(
@@ -395,6 +405,7 @@ class Mixer(OwnRandomness, nn.Module):
             raise UsageError(f"rows={rows!r} asks for no mixed rows, or for too many: "
                              "give the mixed rows per clean row, "
                              "above 0 and at most 1000, or take mixer none")
+        check_switches(sequences=bool(sequences) if sequences is None else sequences)
         self.dims, self.label_range = check_dims(dims), check_label_range(label_range)
         self.modalities, self.sequences, self.rows, self._values_seen = tuple(self.dims), sequences, rows, False
         self.reach = max(abs(o) for o in self.label_range)
@@ -417,6 +428,10 @@ class Mixer(OwnRandomness, nn.Module):
 
     def check_batch(self, z: Latents, y: Tensor, mask: Masks|None=None, labels: Latents|None=None):
         "Raise `UsageError` for a batch that does not fit; on a GPU, values of the first batch alone are seen"
+        functorch = torch._C._functorch
+        if any(o.key()==functorch.TransformType.Vmap for o in functorch.get_interpreter_stack() or ()):
+            raise UsageError("a mixer pairs the samples of a batch and cannot be called inside vmap: "
+                             "call it outside, with all samples at once")
         check_latents(z, self.dims, not self.takes_features())
         one = z[self.modalities[0]]
         check_label_rows(y, 'labels', one)
@@ -434,6 +449,7 @@ class Mixer(OwnRandomness, nn.Module):
         "Mix, after a look at what fits; a checkpointed part that is computed anew draws what it drew"
         if torch.compiler.is_dynamo_compiling(): return mix_eagerly(self, z, y, kw)
         self.check_batch(z, y, kw.get('mask'), kw.get('labels'))
+        if kw.get('mask')=={}: kw['mask'] = None
         if 'predict' in kw: kw['predict'] = checked_predict(kw['predict'])
         with same_draws(self): return super().__call__(z, y, **kw)
 

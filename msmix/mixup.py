@@ -8,7 +8,7 @@ __all__ = ['Mixup']
 # %% ../nbs/25_mixup.ipynb #869130c9
 from torch import Tensor
 from .core import Latents, Masks, Mixed, choose
-from .mixers import Mixer, check_alpha, mix_pairs, random_pairs, sample_beta
+from .mixers import Mixer, check_alpha, check_switches, mix_pairs, random_pairs, sample_beta
 
 # %% ../nbs/25_mixup.ipynb #a34cb752
 class Mixup(Mixer):
@@ -25,6 +25,7 @@ class Mixup(Mixer):
         at: str='input', # Mix features ('input') or latents ('cut')
     ):
         super().__init__(dims, label_range, sequences=sequences, rows=rows, seed=seed)
+        check_switches(per_batch=per_batch)
         self.alpha, self.per_batch, self.at = check_alpha(alpha), per_batch, choose(at, ('input','cut'), 'place to mix')
 
     def place(self) -> str:

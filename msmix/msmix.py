@@ -9,7 +9,7 @@ __all__ = ['check_pairs', 'check_base', 'MSMix']
 import torch
 from torch import nn, Tensor
 from .core import Latents, Masks, Mixed, UsageError, choose
-from .mixers import Mixer, check_alpha, check_count, is_number, mix_pairs, random_pairs, sample_beta
+from .mixers import Mixer, check_alpha, check_switches, check_count, is_number, mix_pairs, random_pairs, sample_beta
 from .sass import pairwise_similarity, draw_pairs
 from .sig import OwnIntensity, CrossIntensity, intensity_weights, mixing_ratios
 from .sal import alignment_loss
@@ -31,8 +31,9 @@ def check_base(
     lam_base: Tensor, # `(N,)` or `(N,1)`
     N: int, # Pairs
 ) -> Tensor: # `(N,1)`, or `(1,1)` for one ratio that is shared
-    "Base ratios as a column, or `UsageError` where they are not one for each pair"
-    if not isinstance(lam_base, Tensor) or not lam_base.is_floating_point() or lam_base.numel() not in (1, N):
+    "Base ratios as a column, or `UsageError` where they are not one in [0,1] for each pair; a GPU's are not looked at"
+    if not isinstance(lam_base, Tensor) or not lam_base.is_floating_point() or lam_base.numel() not in (1, N) \
+       or lam_base.is_cpu and not ((lam_base>=0) & (lam_base<=1)).all():
         raise UsageError(f"lam_base= has to be a tensor of {N} ratios in [0,1], one for each pair")
     return lam_base.reshape(-1, 1)
 
@@ -67,6 +68,7 @@ class MSMix(Mixer):
         choose(direction, ('intensity','label'), 'direction of the alignment loss')
         if not (is_number(delta) and 0<=delta<=1): raise UsageError(f"delta={delta} is outside [0,1]: similarities are stretched to that range")
         check_alpha(alpha)
+        check_switches(ordered=ordered, leak=leak, signed=signed, sass=sass, sig=sig, sal=sal is None or sal)
         if not (reach is None or is_number(reach) and reach>0): raise UsageError(f"reach={reach!r} is not above 0: it is the largest intensity")
         if attend=='modalities' and sequences: raise UsageError("attend='modalities' needs vectors, and these latents are sequences: use attend='own'")
         self.delta, self.ordered, self.fallback, self.alpha = delta, ordered, fallback, alpha

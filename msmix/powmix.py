@@ -9,6 +9,7 @@ __all__ = ['draw_kept', 'activity_shares', 'reweighted', 'PowMix']
 import torch
 from torch import Tensor
 from .core import Latents, Masks, choose, masked_mean
+from .mixers import check_switches
 from .multimix import MultiMix, check_span
 
 # %% ../nbs/27_powmix.ipynb #cbcf6c81
@@ -67,6 +68,7 @@ class PowMix(MultiMix):
         label_from: str='all', # 5: label from the mean over 'all' modalities, or from the one named
     ):
         super().__init__(dims, label_range, sequences=sequences, rows=rows, seed=seed, alpha=alpha, number=number)
+        check_switches(anisotropic=anisotropic, dynamic=dynamic)
         choose(reweight, ('gap','uniform'), 'reweighting')
         choose(keep_per, ('row','entry'), 'value of keep_per')
         choose(label_from, ('all', *dims), 'source of the label')

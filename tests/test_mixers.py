@@ -202,10 +202,36 @@ def test_what_does_not_fit_is_one_sentence(what):
         assert '\n' not in str(e.value) and len(str(e.value)) < 240
 
 
+def test_an_empty_mask_is_no_mask():
+    for name in METHODS:
+        (a, b) = (make(name)(S, Y, mask=mask, predict=pooled) for mask in (None, {}))
+        assert all(torch.equal(a.z[m], b.z[m]) for m in S)
+
+
+SWITCHES = {'msmix': ('ordered', 'leak', 'signed', 'sass', 'sig', 'sal'), 'powmix': ('anisotropic', 'dynamic'),
+            'mixup': ('per_batch',), 'manifold': ('per_batch',), 'cmixup': ('per_batch',), 'lemda': ('consistency',)}
+
+
+@pytest.mark.parametrize('name', SWITCHES)
+def test_a_switch_is_on_or_off(name):
+    from msmix.mixers import resolve, MIXERS
+    for switch in (*SWITCHES[name], 'sequences'):
+        for wrong in ('False', 'no', 2, []):
+            with pytest.raises(UsageError, match=f'{switch}=.* does not work: give True or False'):
+                resolve(name, MIXERS, 'mixer')({'text': 6, 'audio': 6}, **{switch: wrong})
+
+
+def test_a_mixer_inside_vmap_is_refused():
+    mixer = make('msmix')
+    mapped = torch.vmap(lambda text, audio, y: mixer({'text': text, 'audio': audio}, y).y, randomness='different')
+    with pytest.raises(UsageError, match='cannot be called inside vmap'): mapped(*(o[None] for o in (*Z.values(), Y)))
+
+
 def test_labels_outside_their_range():
     for mixer in (make('msmix'), make('published'), make('cmixup')):
         for wrong in (70., float('nan'), float('inf')):
-            with pytest.raises(UsageError, match=r'a label is (70|nan|inf) and label_range=\(-3, 3\).*label_range='):
+            says = 'make the mixer with label_range=' if wrong == 70. else 'leave such clips out'
+            with pytest.raises(UsageError, match=rf'a label is (70|nan|inf) and label_range=\(-3, 3\): {says}'):
                 mixer(Z, torch.full((6, 1), wrong))
     fine = dict(label_range=(0, 100)), dict(sal=False)
     for mixer in (*(make('msmix', **o) for o in fine), make('cmixup', bandwidth=5.), make('mixup')):

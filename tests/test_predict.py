@@ -1,5 +1,5 @@
 "Predictions depend on the clip and the run file alone; a run that is there is left alone; nothing in a file is believed unseen"
-import json, os, warnings
+import io, json, os, sys, warnings
 from dataclasses import replace
 import h5py
 import numpy as np
@@ -118,6 +118,23 @@ def test_a_run_that_is_there_is_left_alone(made, msmix, tmp_path):
     assert code == 0 and 'the new one does too' in out and weighed() and path.stat().st_mtime_ns != age
 
 
+def test_a_run_that_is_there_needs_no_place_to_write(made, msmix, monkeypatch):
+    from msmix.names import UsageError
+    def refuse(path): raise UsageError('nobody may write here')
+    for module in ('results', 'experiment'): monkeypatch.setattr(f'msmix.{module}.check_writable', refuse)
+    data, run = made
+    again = command(data, run.parents[5])
+    assert msmix(*again)[0] == 0
+    code, _, err = msmix(*again, '--rerun')
+    assert code == 2 and 'nobody may write here' in err
+
+
+def test_a_run_needs_no_open_streams(made, tmp_path, monkeypatch):
+    from msmix.cli import main
+    for stream in ('stdout', 'stderr'): monkeypatch.setattr(sys, stream, None)
+    assert main([str(o) for o in command(made[0], tmp_path/'r')]) == 0
+
+
 def test_the_training_notebook_shows_a_run_that_is_there(made, tmp_path, monkeypatch):
     from msmix.experiment import Experiment
     data, run = made
@@ -180,6 +197,18 @@ def test_predictions_replace_predictions_alone(made, msmix, refused, tmp_path):
     os.mkfifo(tmp_path/'pipe.csv')
     refused('is a pipe', 'predict', run, '--data', data, '-o', tmp_path/'pipe.csv')
     for name in ('p.csv', 'p.csv', 'p.H5', 'p.H5'): assert msmix('predict', run, '--data', data, '-o', tmp_path/name)[:2] == (0, '')
+
+
+def test_a_terminal_gets_no_escape_sequences_of_ids(made, tmp_path, monkeypatch):
+    from msmix.cli import main
+    class Terminal(io.StringIO):
+        def isatty(self): return True
+    ids = {'id': [f'\x1b[31m{i}' for i in range(8)]}
+    data = write(tmp_path/'new.h5', {'test': {**SPLITS['test'], **ids}})
+    for stream, shown in ((Terminal(), r'\x1b[31m0'), (io.StringIO(), '\x1b[31m0')):
+        monkeypatch.setattr(sys, 'stdout', stream)
+        assert main(['predict', str(made[1]), '--data', str(data)]) == 0
+        assert f'test,{shown},' in stream.getvalue()
 
 
 def test_nobody_is_asked_whether_code_of_a_folder_shall_run(refused, tmp_path, monkeypatch):
