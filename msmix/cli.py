@@ -351,7 +351,10 @@ def spell(
 
 # %% ../nbs/50_cli.ipynb #b88fb9a3
 def spell_out():
-    "Let standard output and error spell what they cannot show"
+    "Let standard output and error spell what they cannot show; a closed one leads nowhere, lest the next file takes its number and what is printed"
+    for fd in range(3):
+        try: os.fstat(fd)
+        except OSError: os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     codecs.register_error('spell', spell)
     for o in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError): o.reconfigure(errors='spell')      # none, closed, or not a text file
@@ -401,5 +404,5 @@ def main(
         return 130
     except Exception as e:
         code, text = failure(e)
-        print('msmix:', printable(text), file=sys.stderr)
+        with suppress(OSError): print('msmix:', printable(text), file=sys.stderr, flush=True)
         return code
