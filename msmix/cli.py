@@ -353,7 +353,10 @@ def spell(
 
 # %% ../nbs/50_cli.ipynb #b88fb9a3
 def spell_out():
-    "Let standard output and error spell what they cannot show; where one is closed, what goes there is dropped"
+    "Let standard output and error spell what they cannot show; a closed one leads nowhere, not into the next file that is opened"
+    for fd in range(3):
+        try: os.fstat(fd)
+        except OSError: os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for o in ('stdout', 'stderr'):
         if getattr(sys, o) is None: setattr(sys, o, open(os.devnull, 'w'))
     codecs.register_error('spell', spell)
@@ -416,5 +419,5 @@ def main(
         return 130
     except Exception as e:
         code, text = failure(e)
-        print('msmix:', printable(text), file=sys.stderr)
+        with suppress(OSError): print('msmix:', printable(text), file=sys.stderr, flush=True)
         return code

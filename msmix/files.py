@@ -28,6 +28,8 @@ def user_path(
     if scheme: raise UsageError(f"the {what} '{shown[:60]}' is an address, and only files of this machine are read and written: fetch it, and name the file")
     full = os.path.expanduser(text)
     if full.startswith('~'): raise UsageError(f"the {what} '{shown}' names the home of an unknown user: check the name, or write ./{shown} for a folder called so")
+    try: os.fsencode(full)
+    except UnicodeEncodeError as e: raise UsageError(f"this locale cannot write the {what} '{shown}': set LC_ALL=C.UTF-8, or choose another name") from e
     long = [o for o in full.split(os.sep) if len(os.fsencode(o))>255]
     if long: raise UsageError(f"the {what} '{shown[:60]}…' has a part of {len(os.fsencode(long[0]))} bytes: file names have at most 255")
     if len(os.fsencode(full))>4000: raise UsageError(f"the {what} '{shown[:60]}…' has {len(os.fsencode(full))} bytes: name a place nearer to the root, paths have at most 4000")

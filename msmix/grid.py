@@ -560,7 +560,7 @@ def check_scratch(
     "Raise `UsageError` unless there is room for results and where Snakemake keeps files of its own"
     with private_folder(): pass
     cache  = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'))/'snakemake'
-    places = {Path(results): "name as 'results'", cache: 'set XDG_CACHE_HOME to', Path('.snakemake').absolute(): 'call from', Path(tempfile.gettempdir()): 'set TMPDIR to'}
+    places = {cache: 'set XDG_CACHE_HOME to', Path('.snakemake').absolute(): 'call from', Path(tempfile.gettempdir()): 'set TMPDIR to', Path(results): "name as 'results'"}
     for folder, remedy in places.items():
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -699,7 +699,7 @@ def run_grid(
     if dry_run:
         show_plan(c, runs, figures, as_made=parts_of=='figures')
         return c
-    check_scratch(make_folder(c['results'], 'results folder'))
+    check_scratch(c['results'])
     status, log, before = 0, Path(c['results'])/'logs'/'grid.txt', data_stamps(c)
     with lock_folder(c['results']) as lock:
         clear_way(c, runs, figures, as_made=parts_of=='figures')

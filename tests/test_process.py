@@ -210,6 +210,21 @@ def test_a_reader_that_goes_ends_the_command_quietly():
     assert process.stderr.read() == b'' and process.wait() == 141
     with open('/dev/full', 'w') as full: found = subprocess.run([MSMIX, 'list'], stdout=full, stderr=subprocess.PIPE, text=True)
     assert found.returncode == 1 and found.stderr.startswith('msmix: No space left on device: free some') and found.stderr.count('\n') == 1
+    with open('/dev/full', 'w') as full: assert subprocess.run([MSMIX, 'nope'], stderr=full).returncode == 2
+
+
+def test_closed_streams_lead_nowhere(tmp_path):
+    source = notebook(tmp_path/'n.ipynb', 'a = 1', 'print(a)')
+    call = lambda *argv: subprocess.run(['sh', '-c', '"$@" <&- >&- 2>&-', 'sh', MSMIX, *map(str, argv)]).returncode
+    assert call('notebook', source, tmp_path/'o.ipynb') == 0
+    assert call('synth', tmp_path/'x.h5', '--like', 'mosi', '--fraction', .01) == 0
+    assert call('grid', tmp_path/'none.yaml') == 2
+
+
+def test_names_that_a_locale_cannot_write(tmp_path):
+    (tmp_path/'g.yaml').write_text('results: "数据"', encoding='utf-8')
+    code, _, err = said('grid', tmp_path/'g.yaml', LC_ALL='C', PYTHONCOERCECLOCALE='0', PYTHONUTF8='0')
+    assert code == 2 and err.count('\n') == 1 and 'this locale cannot write the path' in err and 'set LC_ALL=C.UTF-8' in err
 
 
 def test_errors_about_files_say_what_to_do(msmix, monkeypatch):
