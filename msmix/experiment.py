@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 import torch
 from .core import UsageError, choose, generator, masked_mean, set_up_torch, stream_seed, pin_torch, torch_setup
-from .files import user_path
+from .files import check_writable, user_path
 from .names import BACKBONES, MIXERS, resolve, label_range_of
 from .settings import check_seed, check_value
 from .layers import lead_modality
@@ -300,6 +300,7 @@ class Experiment:
 
     def fit(self, progress: bool=True) -> dict[str,list]:
         "Train, or go on with training that was interrupted; returns the history, one value per epoch and name"
+        check_writable(self.path)
         pin_torch()                                                      # a notebook may have changed switches since
         torch.manual_seed(stream_seed(self.names['seed'], 'dropout'))
         history = self.trainer.fit(self.data.splits['train'], self.data.splits['valid'], self.names['seed'], progress, self.checkpoint)
@@ -330,7 +331,7 @@ def run_one(
     **kw, # As for `Experiment`
 ) -> tuple[Run, Path]:
     "A whole run in this process: train, predict, save; one that is there already is left as it is"
-    check_value(save_weights, bool, 'save_weights')
+    check_value(save_weights, bool, 'save_weights'), check_value(rerun, bool, 'rerun')
     experiment = Experiment(data, backbone, mixer, seed, **kw)
     if progress: print(recipe_text(backbone, experiment.data.name, experiment.data.label_range), flush=True)
     if not rerun and (there := experiment.found(save_weights)): return there, experiment.path

@@ -18,6 +18,8 @@ def user_path(
     what: str='path', # Named in the message
 ) -> Path:
     "The path with `~` opened; `UsageError` for one that no system can hold"
+    if not isinstance(path, (str, os.PathLike)):
+        raise UsageError(f"the {what} {path!r} is a {type(path).__name__} and not a text: name a file or folder")
     text = os.fspath(path)
     shown = printable(text)
     if not text: raise UsageError(f"the {what} is empty: name a file or folder")

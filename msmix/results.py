@@ -609,11 +609,12 @@ def check_target(
     path, # Of a run file, present or to be
     identity: str, # The run that will be saved there
 ):
-    "Raise `UsageError` if the run cannot be saved: another configuration lies there, or the folder cannot be written"
+    "Raise `UsageError` if another configuration's run lies there, or none does and none can be written"
     path, found = Path(path), file_identity(path)
     if found not in (None, identity):
         raise UsageError(f"{printable(path)} holds a run of another configuration (identity {printable(found[:12])}, "
                          f"this one is {identity[:12]}): choose another variant or results folder, or delete the file")
+    if found: return                               # a run that is there may lie where nobody can write
     try: check_writable(path)
     except UsageError as e: raise UsageError(f"results cannot be written to {printable(path.parent)} ({e}): choose another results folder") from e
 
@@ -654,7 +655,10 @@ def load_run(
     try:
         with open_h5(path, 'run file') as f: return read_run(f, state)
     except NotReadableNow: raise
-    except UsageError as e: raise UsageError(f"{printable(path)} is not a whole run file ({e}): delete it and train the run again") from e
+    except UsageError as e:
+        ours = file_identity(path) is not None        # nobody is told to delete what may be something else
+        advice = 'delete it and train the run again' if ours else 'check the path, or train the run again if one belongs there'
+        raise UsageError(f"{printable(path)} is not a whole run file ({e}): {advice}") from e
 
 # %% ../nbs/32_results.ipynb #f7ac3a0a
 def run_differences(

@@ -84,7 +84,9 @@ def test_texts_of_a_notebook_stay_as_written_and_values_are_read():
 @pytest.mark.parametrize('kw, message', [
     ({'settings': 'max_epochs=1'}, 'write a dictionary such as {"max_epochs": 1}'), ({'settings': {'mixer.sass': 'no'}}, 'write true or false'), ({'seed': '1'}, "seed '1' (str)"),
     ({'seed': True}, 'is not a whole number'), ({'seed': 2**63}, 'is not a whole number'), ({'checkpoint': -1}, 'checkpoint=-1 is not possible'), ({'capture': 'no'}, 'write true or false'),
-    ({'save_weights': 'no'}, "save_weights='no' is not possible: write true or false"), ({'variant': 1}, 'write a text'), ({'threads': 1.}, 'pass 1 or more')])
+    ({'save_weights': 'no'}, "save_weights='no' is not possible: write true or false"), ({'variant': 1}, 'write a text'),
+    ({'rerun': 'no'}, "rerun='no' is not possible: write true or false"), ({'results': None}, 'the results folder None is a NoneType'),
+    ({'threads': 1.}, 'pass 1 or more')])
 def test_callers_from_python_get_the_same_checks(tmp_path, kw, message):
     from msmix.experiment import run_one
     from msmix.names import UsageError
@@ -172,5 +174,7 @@ def test_a_session_with_other_switches_gives_the_same_run_and_the_run_says_how_i
 def test_a_run_file_of_before_has_no_setup(msmix, train):
     from msmix.results import load_run
     path = msmix(*train())[1].split()[-1]
-    with h5py.File(path, 'a') as f: del f['measured'].attrs['setup']
+    with h5py.File(path, 'a') as f:
+        del f['measured'].attrs['setup']
+        for o in (f, f['measured']): del o.attrs['sum']
     assert load_run(path).setup == {}
