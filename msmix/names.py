@@ -30,7 +30,8 @@ def choose(
     lower = {str(o).lower(): o for o in valid}
     near = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=.4)
     hint = f" (did you mean '{lower[near[0]]}'?)" if near else ''
-    raise UsageError(f"unknown {what} '{name}'{hint}: choose one of {', '.join(map(str, valid))}")
+    advice = f"choose one of {', '.join(map(str, valid))}" if valid else 'there is none'
+    raise UsageError(f"unknown {what} '{name}'{hint}: {advice}")
 
 # %% ../nbs/05_names.ipynb #c838f1c0
 def printable(

@@ -44,7 +44,9 @@ def misfit(
     errors: list[dict], # What pydantic's `ValidationError.errors()` gives
 ) -> UsageError: # To be raised
     "The error for a value that does not fit, with what to write instead"
-    first = lambda o: o['msg'][:1].lower()+o['msg'][1:]
+    def first(o):
+        text = o['msg'].removeprefix('Value error, ')
+        return text[:1].lower()+text[1:]
     advice = dict.fromkeys(WRITE.get(o['type']) or first(o) for o in errors)
     shown  = printable(repr(value))
     return UsageError(f"{what}={shown if len(shown)<=80 else shown[:77]+'...'} is not possible: {' or '.join(advice)}")
