@@ -817,6 +817,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                                'msmix.recipes.lmf': ('recipes.html#lmf', 'msmix/recipes.py'),
                                'msmix.recipes.misa': ('recipes.html#misa', 'msmix/recipes.py'),
                                'msmix.recipes.mult': ('recipes.html#mult', 'msmix/recipes.py'),
+                               'msmix.recipes.once': ('recipes.html#once', 'msmix/recipes.py'),
                                'msmix.recipes.origins': ('recipes.html#origins', 'msmix/recipes.py'),
                                'msmix.recipes.recipe_text': ('recipes.html#recipe_text', 'msmix/recipes.py'),
                                'msmix.recipes.row': ('recipes.html#row', 'msmix/recipes.py'),

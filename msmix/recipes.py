@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Positive', 'NotNegative', 'Count', 'Texts', 'Epochs', 'Shares', 'EN', 'ZH', 'TABLE', 'OPEN', 'AUX', 'GENERAL',
-           'NEEDS', 'is_pattern', 'Recipe', 'row', 'tfn', 'lmf', 'mult', 'misa', 'almt', 'glomo', 'find_row',
+           'NEEDS', 'once', 'is_pattern', 'Recipe', 'row', 'tfn', 'lmf', 'mult', 'misa', 'almt', 'glomo', 'find_row',
            'with_setting', 'check_effect', 'find_recipe', 'check_recipe', 'recipe_text', 'origins']
 
 # %% ../nbs/33_recipes.ipynb #4264b3f4
@@ -19,11 +19,19 @@ from .backbones import check_options
 from .metrics import rules_of
 
 # %% ../nbs/33_recipes.ipynb #b5a301e1
+def once(
+    items: tuple,
+) -> tuple: # The same
+    "`ValueError` if something stands there twice"
+    if len(set(items))<len(items): raise ValueError('something stands there twice')
+    return items
+
+# %% ../nbs/33_recipes.ipynb #af875286
 Positive, NotNegative = Annotated[float, Field(gt=0)], Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1, le=10**6)]
-Texts = Annotated[tuple[str,...], Field(strict=False)]                    # A list will do, and in the next two as well
-Epochs = Annotated[tuple[Count,...], Field(strict=False)]
-Shares = Annotated[tuple[Annotated[float, Field(gt=0, le=1)],...], Field(strict=False)]
+Texts = Annotated[tuple[str,...], Field(strict=False), AfterValidator(once)]             # A list will do, and in the next two as well
+Epochs = Annotated[tuple[Count,...], Field(strict=False), AfterValidator(once)]
+Shares = Annotated[tuple[Annotated[float, Field(gt=0, le=1)],...], Field(strict=False), AfterValidator(once)]
 
 # %% ../nbs/33_recipes.ipynb #dfbff536
 def is_pattern(
@@ -180,7 +188,8 @@ def with_setting(
     value,
 ) -> dict:
     "A copy of `values` with one entry replaced"
-    head, _, rest = path.partition('.')
+    head, dot, rest = path.partition('.')
+    if dot and not rest: raise UsageError(f"setting '{path}' ends in a dot: name the option behind it, or leave the dot out")
     if not rest: return {**values, head: value}
     inner = values.get(head) or {}
     if not isinstance(inner, dict): raise UsageError(f"setting '{path}' reaches into '{head}', which is a single value: name '{head}' alone")
