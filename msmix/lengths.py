@@ -106,7 +106,7 @@ def padding_of(
     pad  = steps[count.argmax()]
     some = filled_steps(a, pad)
     n    = extent(some).n.sum()
-    return pad if pad.any() and n-some.sum() <= STOP*n else None
+    return pad if pad.any() and 0 < n <= some.sum() + STOP*n else None
 
 # %% ../nbs/01d_lengths.ipynb #3c5f6b65
 def shows_padding(
