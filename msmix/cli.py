@@ -22,14 +22,10 @@ def parse_pairs(
     pairs, # Texts `KEY=VALUE`, or None
     option: str, # The option they came by, for the message
 ) -> dict[str,str]:
-    "Keys and what stands behind the first `=`; `UsageError` where there is no `=`, or a key stands there twice"
-    found = {}
+    "Keys and what stands behind the first `=`, of a key given twice the last; `UsageError` where there is no `=`"
     for o in pairs or ():
-        k,_,v = o.partition('=')
         if '=' not in o[1:]: raise UsageError(f"'{option} {o}' has no value: write {option} NAME=VALUE")
-        if k in found: raise UsageError(f"'{option} {k}' stands there twice, as {found[k]} and as {v}: write it once")
-        found[k] = v
-    return found
+    return {k: v for k,_,v in (o.partition('=') for o in pairs or ())}
 
 # %% ../nbs/50_cli.ipynb #3e331d03
 def do_list(args):
