@@ -17,7 +17,7 @@ def user_path(
     path, # As somebody wrote it
     what: str='path', # Named in the message
 ) -> Path:
-    "The path with `~` opened; `UsageError` for one that no system can hold"
+    "The path with `~` opened, the same when asked again; `UsageError` for one that no system can hold"
     if not isinstance(path, (str, os.PathLike)):
         raise UsageError(f"the {what} {path!r} is a {type(path).__name__} and not a text: name a file or folder")
     text = os.fspath(path)
@@ -33,7 +33,7 @@ def user_path(
     long = [o for o in full.split(os.sep) if len(os.fsencode(o))>255]
     if long: raise UsageError(f"the {what} '{shown[:60]}…' has a part of {len(os.fsencode(long[0]))} bytes: file names have at most 255")
     if len(os.fsencode(full))>4000: raise UsageError(f"the {what} '{shown[:60]}…' has {len(os.fsencode(full))} bytes: name a place nearer to the root, paths have at most 4000")
-    return Path(full)
+    return Path.cwd()/full if str(Path(full)).startswith('~') else Path(full)      # `./~` stays what it is
 
 # %% ../nbs/05a_files.ipynb #97d90bd2
 def path_part(
@@ -59,7 +59,7 @@ def place_to_write(
     path, # Where a file shall be
 ) -> tuple[Path,int|None]: # The place, behind links, and the mode of the file that is there
     "Where the file is written; `UsageError` where something lies that must not be replaced"
-    path = Path(path)
+    path = user_path(path)
     refuse = f"cannot write '{printable(path)}'"
     try: mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError): mode = None
@@ -142,7 +142,7 @@ def check_room(
     nbytes: float, # It will have at least
 ):
     "Raise `UsageError` if the disk has less room than that"
-    folder = next(o for o in Path(path).absolute().parents if o.exists())      # folders are made when the file is
+    folder = next(o for o in user_path(path).absolute().parents if o.exists())      # folders are made when the file is
     disk = shutil.disk_usage(folder)
     if disk.total and disk.free<nbytes:
         raise UsageError(f"cannot write '{path}': it will have {size_text(nbytes)}, and its disk has {size_text(disk.free)} free; "

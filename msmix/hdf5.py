@@ -14,7 +14,7 @@ from math import prod
 from pathlib import Path
 import h5py
 import numpy as np
-from .files import kind_of_file
+from .files import kind_of_file, user_path
 from .names import UsageError, printable
 
 # %% ../nbs/05b_hdf5.ipynb #efc5cca2
@@ -34,7 +34,7 @@ def check_place(
     what: str='file', # Named in the message
 ) -> Path:
     "The path if an ordinary file lies there; `UsageError` for a folder, a pipe, a device or a link to nowhere"
-    path = Path(path)
+    path = user_path(path, f'path of the {what}')
     shown = f"'{printable(path)}'"
     try: mode = path.stat().st_mode
     except PermissionError as e: raise NotReadableNow(f"the {what} {shown} cannot be looked at (no permission): ask its owner for it") from e

@@ -22,7 +22,7 @@ from typing import Annotated, NamedTuple
 import h5py
 import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
-from .files import check_writable, path_part, whole_file
+from .files import check_writable, path_part, user_path, whole_file
 from .hdf5 import UNREADABLE, NotReadableNow, check_place, open_h5, plain_attributes, plain_value, write_h5
 from .names import UsageError, printable
 from .metrics import METRICS, score
@@ -636,7 +636,7 @@ def save_run(
     drop_weights: bool=False, # May a file that holds weights be replaced by one that does not?
 ) -> Path: # Of the run file
     "Write the run file, replacing one of the same identity; raise `UsageError` if another one's lies there, or if weights would be lost"
-    path = run_path(results, *run.key)
+    path = run_path(user_path(results, 'results folder'), *run.key)
     check_target(path, run.identity)
     if run.state is None and not drop_weights and holds_weights(path):
         raise UsageError(f"{path} holds weights, which would be lost: save the run with its weights, or allow it with drop_weights=True")
@@ -650,6 +650,7 @@ def load_run(
     state: bool=True, # False: leave the weights where they are
 ) -> Run:
     "Read a run file; raise `UsageError` if it is missing, damaged or not a run file, `NotReadableNow` if it may be a good one"
+    path = user_path(path, 'run file')
     if not os.path.lexists(path): raise UsageError(f"there is no run file {printable(path)}: train the run first, or check the path")
     check_place(path, 'run file')
     try:
@@ -742,7 +743,7 @@ def iter_runs(
     state: bool=False, # True: read weights too
 ):
     "Yield (run, where it lies), in order of names; warn of what cannot be read and skip it"
-    src = Path(src)
+    src = user_path(src, 'results folder')
     if not os.path.lexists(src): raise UsageError(f"there are no results at {printable(src)}: train first, or check the path")
     if src.is_dir():
         for path in run_files(src/'runs' if (src/'runs').is_dir() else src):
@@ -849,6 +850,7 @@ def runs_held(
     path, # Of a merged file, present or to be
 ) -> dict: # Key -> run
     "The runs of a merged file; `UsageError` if another file lies there, or if a run in it cannot be read and would be lost"
+    path = user_path(path, 'merged file')
     check_writable(path)
     if not Path(path).exists(): return {}
     if not is_merged(path): raise UsageError(f"'{printable(path)}' is no file of merged runs and would be replaced: choose another name")
@@ -876,7 +878,7 @@ def unmerge_runs(
     results, # Folder of results
 ) -> int: # Number of run files written
     "Write the runs of a merged file as run files, where there is none yet; raise `UsageError` if one of another configuration is there"
-    done = 0
+    done, results = 0, user_path(results, 'results folder')
     for run,_ in iter_runs(src):
         path = run_path(results, *run.key)
         check_target(path, run.identity)
