@@ -28,7 +28,8 @@ from .hdf5 import NotReadableNow, open_h5, plain_attributes, plain_value
 from .names import printable
 from .core import Latents, Masks, UsageError, choose, length_mask, masked_mean
 from .lengths import begin_at
-from .files import path_part, whole_file
+from .files import path_part, user_path, whole_file
+from .settings import check_value
 from .hdf5 import write_h5
 
 # %% ../nbs/01_data.ipynb #60a08862
@@ -115,7 +116,11 @@ def flat(
         k = prefix+k
         if isinstance(v, Mapping): out |= flat(v, where, f'{k}/')
         elif v is not None:
-            try: a = of_tensor(v) if isinstance(v, Tensor) else v if hasattr(v, 'shape') else np.asarray(v)
+            kind = object if k in ('id','raw_text') else None      # an array of texts would lose NUL at their ends
+            try: a = of_tensor(v) if isinstance(v, Tensor) else v if hasattr(v, 'shape') else np.asarray(v, kind)
+            except (TypeError, RuntimeError) as e:
+                reason = str(e).split('. ')[0]
+                raise UsageError(f"'{k}' in {where} is no plain array ({reason}): make it one of NumPy's") from e
             except ValueError as e:
                 raise UsageError(f"'{k}' in {where} is a list of unequal parts: pad every sequence to one length") from e
             if np.ma.is_masked(a): raise UsageError(f"'{k}' in {where} has masked values: fill them, or leave those clips out")
@@ -366,10 +371,14 @@ def write_split(
     complete: bool=True, # False: labels may be missing
 ) -> list[str]: # The ids
     "Write one split, block by block"
+    given = flat(split, where)
     if complete:
-        table = check_table(flat(split, where), header, where)
+        table = check_table(given, header, where)
         small = read_small(table, header, where, sums)
-    else: table, small = read_unlabelled(flat(split, where), header, where, sums)
+    else: table, small = read_unlabelled(given, header, where, sums)
+    left = [printable(k) for k in given if k not in table]
+    if left: warnings.warn(f"{where} has {', '.join(left)}, for which the layout has no place: not written, "
+                           "check the names")
     for k,o in small.items():
         if k=='text/token_mask' and k not in table: continue
         group.create_dataset(k, data=o, dtype=h5py.string_dtype() if isinstance(o, list) else None)
@@ -427,6 +436,8 @@ def write_dataset(
     tick: Callable|None=None, # Called with the number of bytes after every block, for a progress bar
 ) -> str: # The content sum
     "Check the arrays and write them as a dataset file; `UsageError` and no file if they are not right, or if what lies there would be lost"
+    path = user_path(path, 'dataset file')
+    for k,o in {'float16':float16, 'complete':complete}.items(): check_value(o, bool, k)
     check_replaced(path, name)
     header = check_header(Header(name, modalities, label_range, language, source, source_sha256, synthetic), f"'{path}'")
     sums,ids,shapes = {},{},{}
@@ -469,7 +480,7 @@ def open_dataset(
         tables = {s:flat(t) for s,t in synth_splits(like, fraction, seed).items()}
         yield synth_header(like, fraction, seed), tables, f"'{spec}'"
         return
-    path,where = Path(spec),f"'{printable(spec)}'"
+    path,where = user_path(spec, 'dataset file'),f"'{printable(spec)}'"
     if not (path.exists() or path.is_symlink()):
         raise UsageError(f"no file at {where}: give the path of a dataset file (msmix prepare makes one), "
                          "or synth:mosi for synthetic data")

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 from .core import UsageError, choose
-from .files import check_writable, check_room, clear_away, missing_folders
+from .files import check_writable, check_room, clear_away, missing_folders, user_path
+from .settings import check_value
 from .data import (SPLITS, Header, check_header, check_replaced, rounding_of, rounding_text, write_dataset,
                         check_splits, check_texts, Rounding)
 from .lengths import (STOP, TRUST, WARN, Window, aligned_with, begin_at, by_lengths, by_values, check_lengths,
@@ -221,6 +222,7 @@ def read_texts(
     if not isinstance(o, (list,tuple,np.ndarray)) or isinstance(o, np.ndarray) and o.ndim==0:
         raise UsageError(f"'{key}' in {where} is a {type(o).__name__}: a list or array with one text per clip is needed")
     a = np.asarray(o, object)
+    if a.ndim==2 and not a.shape[1]: raise UsageError(f"'{key}' in {where} has no columns: one text per clip is needed")
     try: rows = [[as_text(v) for v in np.ravel(row)] for row in a] if a.ndim==2 else [[as_text(v)] for v in a]
     except TypeError as e: raise UsageError(f"'{key}' in {where} holds a {e}: one text per clip is needed") from e
     first = [row[0] for row in rows]
@@ -354,8 +356,9 @@ def read_part(
     ids, raw = read_ids(split, where, report)
     keep = labelled(split, len(y), where, report)
     def kept(a, key):
-        if len(a)!=len(y):
-            raise UsageError(f"'{key}' in {where} has {len(a)} rows but 'label' has {len(y)}: "
+        rows = len(a) if np.ndim(a) else 'no'
+        if rows!=len(y):
+            raise UsageError(f"'{key}' in {where} has {rows} rows but 'label' has {len(y)}: "
                              "every array needs one row per clip")
         return a if keep is None else [a[i] for i in keep] if isinstance(a, list) else a[keep]
     small = {'label':kept(y, 'label'), 'id':kept(ids, 'id'), 'raw_text':raw and kept(raw, 'raw_text')}
@@ -424,7 +427,7 @@ def read_tokens(
         return None
     for p in parts.values():
         a = p.tokens
-        fits = a.ndim==3 and 3 in a.shape[1:] and a.shape[1:]==parts['train'].tokens.shape[1:]
+        fits = a.ndim==3 and a.size and 3 in a.shape[1:] and a.shape[1:]==parts['train'].tokens.shape[1:]
         if not fits or a.dtype.kind not in 'biuf' or not (np.isfinite(a) & (a>=0) & (a<2**31) & (a==np.rint(a))).all():
             raise UsageError(f"'text_bert' in {p.where} has {a.dtype} values of shape {a.shape}: "
                              "whole numbers from 0 on, of shape (N,3,L), are needed, ids, mask and segment, with one L in all splits")
@@ -654,7 +657,8 @@ def prepare_here(
     lengths: str='', # Trusted where lengths and values disagree: 'file', 'values' or 'full'; '': refuse
 ) -> Report:
     "Make a dataset file of an MMSA feature pickle, in this process"
-    src,dst = Path(src),Path(dst)
+    src,dst = user_path(src, 'feature pickle'),user_path(dst, 'dataset file')
+    check_value(float16, bool, 'float16')
     if lengths: choose(lengths, TRUST, 'kind of lengths')
     limits,language = check_request(src, dst, name, label_range)
     modalities = ('text','audio','vision')
@@ -688,6 +692,9 @@ def prepare(src, dst, *args, **kwargs) -> Report:
     asked = inspect.signature(prepare_here).bind(src, dst, *args, **kwargs)
     asked.apply_defaults()
     asked = asked.arguments
+    src,dst = user_path(src, 'feature pickle'),user_path(dst, 'dataset file')
+    check_value(asked['float16'], bool, 'float16')
+    asked |= {'src':src, 'dst':dst}
     check_request(src, dst, asked['name'], asked['label_range'])
     new = missing_folders(dst)
     return Report(**guarded('msmix.prepare:prepare_here', asked, f"'{src}'", **limits_of(Path(src).stat().st_size),
