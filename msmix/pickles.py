@@ -15,6 +15,7 @@ import math
 import os
 import pickle
 import re
+import warnings
 from pathlib import PurePosixPath, PureWindowsPath
 import numpy as np
 from .hdf5 import check_place
@@ -328,6 +329,8 @@ def what_instead(
     "What such a file is, and what to do with it"
     kind = next((o for k,o in ARCHIVES.items() if start.startswith(k)), 'a tar archive' if start[257:262]==b'ustar' else '')
     if kind: return f'it is {kind}, unpack it first'
+    if start.lstrip()[:1]==b'<': return 'it is a web page, download the file that the page offers'
+    if start.startswith(b'version https://git-lfs'): return 'it only names a file of Git LFS, fetch that with git lfs pull'
     return 'a dataset file (.h5) needs no preparing, an archive must be unpacked first'
 
 # %% ../nbs/01e_pickles.ipynb #bb010731
@@ -351,5 +354,7 @@ def load_pickle(
                                  "the download or copy is incomplete, repeat it") from e
             raise UsageError(f"{where} is not a feature pickle: it has {size} bytes and starts with {start[:8]!r}; "
                              f"{what_instead(start)}") from e
+        if counted.left: warnings.warn(f"{where} goes on for {counted.left} bytes behind its first pickle, "
+                                       "which alone is read: save everything in one dictionary")
         while counted.read(2**20): pass
     return data,counted.sha.hexdigest()
