@@ -71,6 +71,8 @@ def param_groups(
         if not any(re.search(r, n) for n in names): raise UsageError(f"leave_out has '{r}', which matches no parameter of {type(model).__name__}: check the name")
     where = lambda n: next((g for g,r in model.groups.items() if g in options and re.search(r, n)), 'rest')
     kept = [n for n in names if not any(re.search(r, n) for r in leave_out)]
+    if leave_out and not kept:
+        raise UsageError(f"leave_out matches all parameters of {type(model).__name__}: leave some to be trained")
     out = []
     for g in dict.fromkeys(where(n) for n in kept):
         own = {'lr':lr, 'weight_decay':weight_decay, **options.get(g, {})}

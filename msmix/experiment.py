@@ -236,12 +236,15 @@ def feature_sizes(
 # %% ../nbs/30a_experiment.ipynb #dcdd1940
 def remarks(
     data, # `msmix.data.Dataset`
+    recipe: Recipe=Recipe(),
 ) -> list[str]: # Empty: nothing to say
-    "What in labels and features is seldom meant"
+    "What in labels, features and weights of losses is seldom meant"
     (lo, hi), y, train = data.label_range, data.splits['train'].y, data.splits['train']
     span, large = (y.max()-y.min()).item(), {m: o for m,o in feature_sizes(train).items() if o>FEATURE_SIZE}
     said = [f"the labels of '{data.name}' reach from {y.min():.3g} to {y.max():.3g} only, in a label range from {lo:g} to {hi:g}: "
             "if they are of another scale, prepare the dataset with its own --label-range"] if span<=(hi-lo)/3+1e-6 else []
+    idle = [k for k in ('modal','mix_modal') if train.labels is None and recipe.aux_weights.get(k)]
+    said += [f"aux_weights.{k} has no effect, since '{data.name}' has no labels per modality" for k in idle]
     return said + [f"features of {m} in '{data.name}' are large (a column has a root mean square of {o:.3g}), which networks learn badly from: "
                    f"scale them by --set 'standardise=[\"{m}\"]'" for m,o in large.items()]
 
@@ -276,7 +279,7 @@ class Experiment:
         check_recipe(self.recipe, backbone, mixer, header.modalities)
         self.path = run_path(results, dataset, backbone, mixer, variant, seed)
         self.data = load_for(self.recipe, data, backbone, self.device, seed)
-        for o in remarks(self.data): warnings.warn(o)
+        for o in remarks(self.data, self.recipe): warnings.warn(o)
         self.backbone, self.mixer = build(self.recipe, self.data, backbone, mixer, seed)
         self.code = code_sum(training_modules(backbone, mixer, bool(self.recipe.text_encoder or self.recipe.text_embedding)))
         self.config = run_config(self.names, self.recipe, self.data, self.backbone)

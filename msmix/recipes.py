@@ -221,7 +221,10 @@ def find_recipe(
     values, settings = {}, read_settings(settings)
     for part in find_row(backbone, dataset).values(): values.update(part)
     known = {f.name: f for f in fields(Recipe)}
-    for path,value in settings.items():
+    for k,(path,value) in enumerate(settings.items()):
+        undone = next((o for o in [*settings][:k] if o.startswith(f'{path}.')), None)
+        if undone: raise UsageError(f"setting {path} would undo {undone}, which stands before it: put {path} first, "
+                                    "or leave it out")
         head = choose(path.split('.')[0], known, 'setting')
         values.setdefault(head, asdict(Recipe())[head])
         values = with_setting(values, path, value)
@@ -246,6 +249,9 @@ def check_recipe(
     check_options(resolve(mixer, MIXERS, 'mixer'), recipe.mixer, ('dims','label_range','sequences','seed'),
                   f'option of mixer {mixer}', modalities)
     if recipe.batch_size<2: raise UsageError(f"setting batch_size={recipe.batch_size} is not possible: batches have two clips or more")
+    if recipe.clean_weight==0 and (mixer=='none' or recipe.mix_weight==0):
+        lack = 'the mixer none makes no mixed rows' if mixer=='none' else 'mix_weight is 0'
+        raise UsageError(f"setting clean_weight=0 leaves nothing to train on, since {lack}: set it above 0")
     for m in recipe.standardise if modalities else (): choose(m, modalities, 'modality to standardise')
     losses = {*AUX, 'modal', 'mix_modal', *(k for o in MIXERS for k in resolve(o, MIXERS, 'mixer').aux_weights)}
     for k in recipe.aux_weights: choose(k, sorted(losses), 'loss in aux_weights')
