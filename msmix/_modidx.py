@@ -351,6 +351,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                             'msmix.grid.lock_folder': ('grid.html#lock_folder', 'msmix/grid.py'),
                             'msmix.grid.machine_resources': ('grid.html#machine_resources', 'msmix/grid.py'),
                             'msmix.grid.move_aside': ('grid.html#move_aside', 'msmix/grid.py'),
+                            'msmix.grid.naming': ('grid.html#naming', 'msmix/grid.py'),
                             'msmix.grid.note_runs': ('grid.html#note_runs', 'msmix/grid.py'),
                             'msmix.grid.outdated': ('grid.html#outdated', 'msmix/grid.py'),
                             'msmix.grid.package_sum': ('grid.html#package_sum', 'msmix/grid.py'),

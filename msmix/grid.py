@@ -7,20 +7,20 @@ __all__ = ['data_path', 'train_notebook', 'run_job_of', 'plan', 'figure_files', 
            'check_data', 'data_shape', 'check_settings', 'encoder_width', 'text_width', 'check_network', 'check_folder',
            'check_way', 'data_spec', 'Head', 'run_head', 'source_of', 'code_of', 'run_faults', 'with_text',
            'text_faults', 'Stale', 'check_runs', 'move_aside', 'settle_runs', 'run_resources', 'machine_resources',
-           'job_limits', 'lock_folder', 'check_names', 'check_all', 'clear_way', 'end_with', 'profile_folder',
+           'job_limits', 'lock_folder', 'naming', 'check_names', 'check_all', 'clear_way', 'end_with', 'profile_folder',
            'snakemake_command', 'check_scratch', 'run_snakemake', 'package_sum', 'note_runs', 'outdated', 'drawable',
            'draw', 'show_plan', 'report', 'data_stamps', 'run_grid', 'check_config', 'read_config', 'project_root']
 
 # %% ../nbs/36_grid.ipynb #610a1694
 import os, re, shlex, subprocess, sys, tempfile, threading, time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 import msmix
-from .names import UsageError, RunFailed, choose
+from .names import UsageError, RunFailed, choose, printable
 from .jobs import Job, clear_state, read_state, visible_gpus
 from .files import python_command, safe_environment
 from .notebooks import make_folder, notebook_parameters, private_folder
@@ -176,11 +176,15 @@ def check_settings(
     here: bool=True, # Will the runs be on this machine?
 ):
     "Raise `UsageError` if a variant names a setting or option that is not possible, or if the device cannot be used here and is to be"
-    from msmix.core import set_up_torch
+    from msmix.core import check_threads, set_up_torch
     from msmix.experiment import pick_device
     from msmix.mixers import build_mixer
     from msmix.recipes import check_recipe, find_recipe
-    if here: set_up_torch(pick_device(config['device']))
+    if here:
+        check_threads(config['threads'])
+        device = set_up_torch(pick_device(config['device']))
+        if config['capture'] and device.type!='cuda':
+            raise UsageError(f"capture: true is for CUDA only, and the device here is {device.type}: leave it out")
     shape, nets = cache(lambda name: data_shape(config, name)), {}
     for c in parts(config).values():
         for dataset, backbone, (variant, settings) in product(c['datasets'], c['backbones'], c['variants'].items()):
@@ -478,6 +482,17 @@ def lock_folder(
     except OSError as e: print(f"'{folder}' cannot be locked ({e.strerror}): see to it yourself that one grid works there", flush=True)
     return f
 
+# %% ../nbs/36_grid.ipynb #5ed08775
+@contextmanager
+def naming(
+    folder, # Results folder
+):
+    "An error of the system that names no file, as when a disk is full, names the folder"
+    try: yield
+    except OSError as e:
+        if e.errno and e.filename is None: e.filename = str(folder)
+        raise
+
 # %% ../nbs/36_grid.ipynb #c1663220
 def check_names(
     jobs: list[Job],
@@ -535,8 +550,11 @@ def profile_folder(
 ) -> Path:
     "The folder of a Snakemake profile"
     known = project_root()/'workflow'/'profiles'
-    if Path(profile).is_dir(): return Path(profile).resolve()
-    return known/choose(str(profile), sorted(o.name for o in known.iterdir() if o.name!='default'), 'profile (or name a folder)')
+    folder, names = Path(profile).resolve(), sorted(o.name for o in known.iterdir() if o.name!='default')
+    if any((folder/o).is_file() for o in ('profile.yaml', 'config.yaml')): return folder
+    if folder.is_dir() and str(profile) not in names:
+        raise UsageError(f"the folder '{printable(profile)}' has no config.yaml: name that of a Snakemake profile")
+    return known/choose(str(profile), names, 'profile (or name a folder)')
 
 # %% ../nbs/36_grid.ipynb #e87e2c57
 def snakemake_command(
@@ -701,7 +719,7 @@ def run_grid(
         return c
     check_scratch(c['results'])
     status, log, before = 0, Path(c['results'])/'logs'/'grid.txt', data_stamps(c)
-    with lock_folder(c['results']) as lock:
+    with lock_folder(c['results']) as lock, naming(c['results']):
         clear_way(c, runs, figures, as_made=parts_of=='figures')
         make_folder(log.parent, 'folder of the logs')
         log.write_text('')
