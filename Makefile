@@ -78,20 +78,20 @@ GRID   := $(PAPER) $(if $(ON_GPU),$(ALL),-p data=synth:mosi:0.1)
 # A page that could not measure all it was asked for does not keep the next from its turn; the target fails in the end.
 bench: $(READY)
 	@trap 'exit 130' INT; bad=0; \
-	for o in $(CAPTURE); do $(BENCH) nbs/bench/step.ipynb results/bench/notebooks/$(DEVICE)-step-capture-$$o.ipynb $(MEASURE) -p capture=$$o || bad=1; done; \
-	for o in $(CAPTURE); do $(BENCH) nbs/bench/step.ipynb results/bench/notebooks/$(DEVICE)-step-bert-capture-$$o.ipynb $(MEASURE) -p bert=true -p capture=$$o \
+	for o in $(CAPTURE); do $(BENCH) nbs/speed/step.ipynb results/bench/notebooks/$(DEVICE)-step-capture-$$o.ipynb $(MEASURE) -p capture=$$o || bad=1; done; \
+	for o in $(CAPTURE); do $(BENCH) nbs/speed/step.ipynb results/bench/notebooks/$(DEVICE)-step-bert-capture-$$o.ipynb $(MEASURE) -p bert=true -p capture=$$o \
 	  $(if $(ON_GPU),,-p 'likes=["mosi"]') || bad=1; done; \
-	$(BENCH) nbs/bench/levers.ipynb results/bench/notebooks/$(DEVICE)-levers.ipynb $(MEASURE) || bad=1; \
-	$(BENCH) nbs/bench/data.ipynb results/bench/notebooks/$(DEVICE)-data.ipynb $(KEEP) -p fraction=$(FRACTION) || bad=1; \
-	for o in $(CAPTURE); do $(BENCH) nbs/bench/runs.ipynb results/bench/notebooks/$(DEVICE)-runs-capture-$$o.ipynb $(KEEP) -p capture=$$o $(GRID) \
+	$(BENCH) nbs/speed/levers.ipynb results/bench/notebooks/$(DEVICE)-levers.ipynb $(MEASURE) || bad=1; \
+	$(BENCH) nbs/speed/data.ipynb results/bench/notebooks/$(DEVICE)-data.ipynb $(KEEP) -p fraction=$(FRACTION) || bad=1; \
+	for o in $(CAPTURE); do $(BENCH) nbs/speed/runs.ipynb results/bench/notebooks/$(DEVICE)-runs-capture-$$o.ipynb $(KEEP) -p capture=$$o $(GRID) \
 	  -p epochs=10 -p repeats=$(if $(ON_GPU),2,3) -p 'at_once=$(if $(ON_GPU),$(GPU_RUNS),$(CPU_RUNS))' || bad=1; done; \
 	exit $$bad
 
 # MMSA's packages stay out of the project's environment; torch is the same in both.
 PEERS := .venv-mmsa
 bench-peers: $(READY) $(PEERS)/.ready
-	@trap 'exit 130' INT; for o in $(CAPTURE); do $(BENCH) nbs/bench/peers.ipynb results/bench/notebooks/$(DEVICE)-peers-capture-$$o.ipynb $(MEASURE) -p capture=$$o \
-	  -p python=$(CURDIR)/$(PEERS)/bin/python -p script=$(CURDIR)/nbs/bench/mmsa_steps.py || bad=1; done; exit $${bad:-0}
+	@trap 'exit 130' INT; for o in $(CAPTURE); do $(BENCH) nbs/speed/peers.ipynb results/bench/notebooks/$(DEVICE)-peers-capture-$$o.ipynb $(MEASURE) -p capture=$$o \
+	  -p python=$(CURDIR)/$(PEERS)/bin/python -p script=$(CURDIR)/nbs/speed/mmsa_steps.py || bad=1; done; exit $${bad:-0}
 
 $(PEERS)/.ready: constraints.txt
 	@$(PYTHON) -m venv $(PEERS)

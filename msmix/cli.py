@@ -13,6 +13,7 @@ __all__ = ['PLACES', 'SPELT', 'parse_pairs', 'do_list', 'do_prepare', 'do_synth'
 import argparse, codecs, errno, json, os, sys, warnings
 from contextlib import suppress
 from pathlib import Path
+from . import __version__
 from .names import shown_name, BACKBONES, MIXERS, UsageError, RunFailed, all_names, choose, printable
 from .files import user_path, whole_file
 from .settings import read_seed, read_value
@@ -36,24 +37,24 @@ def do_list(args):
 # %% ../nbs/50_cli.ipynb #3874b4ea
 def do_prepare(args):
     "MMSA feature pickle to dataset file"
-    from msmix.prepare import prepare
+    from msmix.data.prepare import prepare
     print(prepare(args.src, args.dst, args.name, tuple(args.label_range) if args.label_range else None, args.float16, lengths=args.lengths))
 
 # %% ../nbs/50_cli.ipynb #0930279a
 def do_synth(args):
     "Write a synthetic dataset file"
     choose(args.like, ('mosi','mosei','sims'), 'synthetic dataset')
-    from msmix.synth import synth
+    from msmix.data.synth import synth
     synth(args.dst, args.like, fraction=args.fraction, seed=read_seed(args.seed), float16=args.float16)
     print(args.dst)
     if args.float16:
-        from msmix.data import rounding_of, rounding_text
+        from msmix.data.load import rounding_of, rounding_text
         print(rounding_text(rounding_of(args.dst)))
 
 # %% ../nbs/50_cli.ipynb #1175499c
 def do_embed(args):
     "Write features of a frozen text encoder into a dataset file"
-    try: from msmix.text import embed
+    try: from msmix.backbones.text import embed
     except ImportError as e: raise UsageError(f"text encoders cannot be used here ({e}): install msmix[text]") from e
     embed(args.file, args.model)
     print(args.file)
@@ -61,33 +62,33 @@ def do_embed(args):
 # %% ../nbs/50_cli.ipynb #dc3d82d3
 def do_grid(args):
     "All runs of a configuration, then its figures"
-    from msmix.grid import run_grid
+    from msmix.grid.drive import run_grid
     parts_of = 'figures' if args.figures_only else 'runs' if args.no_figures else 'both'
     run_grid(args.config, args.jobs, args.dry_run, args.rerun, args.only or (), args.profile, parts_of)
 
 # %% ../nbs/50_cli.ipynb #64677296
 def do_merge(args):
     "All runs of a folder in one file, without weights and latents, beside those that it held"
-    from msmix.results import merge_runs
+    from msmix.runs.frame import merge_runs
     print(f'{merge_runs(args.dir, args.dst)} runs in {args.dst}')
 
 # %% ../nbs/50_cli.ipynb #9edc5230
 def do_unmerge(args):
     "Run files from a merged file, where there are none yet"
-    from msmix.results import unmerge_runs
+    from msmix.runs.frame import unmerge_runs
     print(f'{unmerge_runs(args.src, args.dir)} runs written below {args.dir}')
 
 # %% ../nbs/50_cli.ipynb #0b0407b2
 def do_notebook(args):
     "Run a notebook with other parameters"
-    from msmix.notebooks import read_parameters
+    from msmix.grid.notebooks import read_parameters
     parameters = read_parameters(args.notebook, parse_pairs(args.parameter, '-p'))
     if args.state:
-        from msmix.jobs import Limits, run_job
+        from msmix.grid.jobs import Limits, run_job
         limits = Limits(args.memory, *args.gpu_slots, args.slots)
         run_job(args.notebook, args.out, parameters, args.state, args.makes, args.attempt, limits, sys.stdout)
     else:
-        from msmix.notebooks import run_notebook
+        from msmix.grid.notebooks import run_notebook
         run_notebook(args.notebook, args.out, parameters, sys.stdout)
     print(args.out)
 
@@ -105,7 +106,7 @@ def do_train(args):
     choose(args.backbone, BACKBONES, 'backbone')
     choose(args.mixer, MIXERS, 'mixer')
     settings = {k: read_value(v) for k,v in parse_pairs(args.set, '--set').items()}
-    from msmix.experiment import run_one
+    from msmix.training.experiment import run_one
     run, path = run_one(data=args.data, backbone=args.backbone, mixer=args.mixer, seed=read_seed(args.seed), variant=args.variant, results=args.results,
                         device=args.device, threads=args.threads, save_weights=args.save_weights, settings=settings, rerun=args.rerun)
     print(metrics_text(run.score('test')))
@@ -124,7 +125,7 @@ def table_text(
     split: str='test', # Split to show
 ) -> str:
     "The runs of one split as a table"
-    from msmix.metrics import METRICS
+    from msmix.runs.metrics import METRICS
     frame = frame[frame.split==choose(split, sorted(set(frame.split)), 'split')]
     keys = ['dataset', 'backbone', 'mixer', 'variant']
     shown = [k for k in METRICS if k in frame and frame[k].notna().any()]
@@ -139,7 +140,7 @@ def table_text(
 # %% ../nbs/50_cli.ipynb #ad044dcb
 def do_table(args):
     "Mean and standard deviation over seeds of what is there"
-    from msmix.results import load_runs
+    from msmix.runs.frame import load_runs
     frame = load_runs(args.dir)
     if frame.empty: raise UsageError(f"no run files in '{args.dir}': train first, or check the path")
     print(table_text(frame, args.split))
@@ -202,7 +203,7 @@ def do_predict(args):
             if out.exists() and Path(o).exists() and out.samefile(o):
                 raise UsageError(f"'{out}' is read here and would be replaced by its predictions: choose another file")
         check_out(out)
-    from msmix.predict import predict_file
+    from msmix.training.predict import predict_file
     frames = predict_file(args.run, args.data, text_encoder=args.text_encoder)
     if out is None and sys.stdout.isatty():
         frames = {k: o.assign(id=o.id.map(printable)) for k,o in frames.items()}
@@ -322,6 +323,7 @@ def add_result_options(add):
 def make_parser() -> argparse.ArgumentParser:
     "The parser of all commands"
     parser = OneLineParser(prog='msmix', description='MS-Mix and its rivals for multimodal sentiment analysis', allow_abbrev=False)
+    parser.add_argument('--version', action='version', version=f'msmix {__version__}')
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
     def add(name, do):
         p = commands.add_parser(name, help=do.__doc__, description=do.__doc__, allow_abbrev=False)

@@ -9,7 +9,7 @@ __all__ = ['directives', 'move_links', 'shown_cells', 'render_readme', 'write_re
 import re
 from pathlib import Path
 from .names import UsageError
-from .notebooks import own_kernel, private_folder
+from .grid.notebooks import own_kernel, private_folder
 
 # %% ../nbs/51_docs.ipynb #b10b6c99
 def directives(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'MIXERS', 'DATASETS', 'LABEL_RANGES', 'EXPERIMENTS', 'UsageError', 'RunFailed', 'choose', 'printable',
-           'shown_name', 'known_dataset', 'label_range_of', 'all_names', 'resolve']
+           'shown_name', 'known_dataset', 'label_range_of', 'all_names', 'resolve', 'in_order']
 
 # %% ../nbs/05_names.ipynb #02f325ab
 import difflib, re
@@ -41,13 +41,13 @@ def printable(
     return ''.join(o if o.isprintable() else o.encode('unicode_escape').decode() for o in str(text))
 
 # %% ../nbs/05_names.ipynb #c7e27e25
-BACKBONES = {'tfn': 'msmix.tfn:TFN', 'lmf': 'msmix.lmf:LMF', 'mult': 'msmix.mult:MulT', 'misa': 'msmix.misa:MISA',
-             'almt': 'msmix.almt:ALMT', 'glomo': 'msmix.glomo:GLoMo'}
+BACKBONES = {'tfn': 'msmix.backbones.tfn:TFN', 'lmf': 'msmix.backbones.lmf:LMF', 'mult': 'msmix.backbones.mult:MulT', 'misa': 'msmix.backbones.misa:MISA',
+             'almt': 'msmix.backbones.almt:ALMT', 'glomo': 'msmix.backbones.glomo:GLoMo'}
 
 # %% ../nbs/05_names.ipynb #bfcd8a4d
-MIXERS = {'none': 'msmix.mixers:NoMix', 'mixup': 'msmix.mixup:Mixup', 'manifold': 'msmix.manifold:ManifoldMixup',
-          'multimix': 'msmix.multimix:MultiMix', 'powmix': 'msmix.powmix:PowMix', 'advmixup': 'msmix.advmixup:AdvMixUp',
-          'cmixup': 'msmix.cmixup:CMixup', 'lemda': 'msmix.lemda:LeMDA', 'moddrop': 'msmix.moddrop:ModDrop', 'msmix': 'msmix.msmix:MSMix'}
+MIXERS = {'none': 'msmix.mixers.base:NoMix', 'mixup': 'msmix.mixers.mixup:Mixup', 'manifold': 'msmix.mixers.manifold:ManifoldMixup',
+          'multimix': 'msmix.mixers.multimix:MultiMix', 'powmix': 'msmix.mixers.powmix:PowMix', 'advmixup': 'msmix.mixers.advmixup:AdvMixUp',
+          'cmixup': 'msmix.mixers.cmixup:CMixup', 'lemda': 'msmix.mixers.lemda:LeMDA', 'moddrop': 'msmix.mixers.moddrop:ModDrop', 'msmix': 'msmix.mixers.msmix:MSMix'}
 
 # %% ../nbs/05_names.ipynb #b7c796b5
 def shown_name(
@@ -101,3 +101,12 @@ def resolve(
     "The class that `name` stands for; an unknown name raises `UsageError`"
     module, attr = table[choose(name, table, what)].split(':')
     return getattr(import_module(module), attr)
+
+# %% ../nbs/05_names.ipynb #975cea51
+def in_order(
+    names, # Mixers or backbones
+    order=tuple(MIXERS), # Known names
+) -> list[str]:
+    "Names without repetition in their order on every page, unknown ones last"
+    order = list(order)
+    return sorted(set(names), key=lambda o: (order.index(o) if o in order else len(order), o))

@@ -41,7 +41,7 @@ def refused(msmix):
 @pytest.fixture
 def prepare_in_this_process(monkeypatch):
     "`prepare` starts no child, which is quicker and sees what a test replaces: the child is tried in test_pickles.py"
-    from msmix import prepare
+    from msmix.data import prepare
     monkeypatch.setattr(prepare, 'guarded', lambda name, arguments, *rest, **more: vars(prepare.prepare_here(**arguments)))
 
 

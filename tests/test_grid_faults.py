@@ -21,7 +21,7 @@ def moment(request):
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    from msmix.synth import synth
+    from msmix.data.synth import synth
     path = tmp_path_factory.mktemp('data')/'synth.h5'
     synth(path, 'mosi', fraction=.01, seed=0)
     return path
@@ -30,7 +30,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory, data):
     "The runs made one after the other in this process, without a grid: mixer to run file"
-    from msmix.experiment import run_one
+    from msmix.training.experiment import run_one
     results = tmp_path_factory.mktemp('undisturbed')
     return {k: run_one(data, 'lmf', k, 1, results=results, settings=WORK, device='cpu', threads=1, progress=False)[1] for k in MIXERS}
 
@@ -58,7 +58,7 @@ class Grid:
     def log(self, mixer, variant='main'): return self.results/'logs'/'synth-mosi'/'lmf'/mixer/variant/'1.txt'
 
     def equals(self, undisturbed):
-        from msmix.results import run_differences
+        from msmix.runs.file import run_differences
         assert {k: run_differences(self.run(k), v) for k,v in undisturbed.items()} == dict.fromkeys(MIXERS, [])
         assert not [o for o in self.results.rglob('*') if o.suffix in ('.state', '.part') or '/checkpoints/' in str(o) and o.suffix == '.pt']
 
@@ -131,7 +131,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(grid, undisturbed):
     driver_of(process, 'none')[-1].kill()
     assert process.wait(LIMIT) == 0, (g.folder/'1.txt').read_text()
     assert re.search(r'goes on from epoch \d*[05]\b', g.log('none').read_text())
-    from msmix.results import run_differences
+    from msmix.runs.file import run_differences
     assert run_differences(g.run('none'), undisturbed['none']) == []
 
 
@@ -143,7 +143,7 @@ def test_runs_that_outlive_snakemake_are_waited_for(grid, undisturbed):
     assert process.wait(LIMIT) == 1
     code, said = g.call()
     assert code == 0, said
-    from msmix.results import run_differences
+    from msmix.runs.file import run_differences
     assert run_differences(g.run('none'), undisturbed['none']) == []
     assert 'goes on from epoch' not in g.log('none').read_text()
 

@@ -201,7 +201,7 @@ def test_plain_snakemake_reads_names_as_they_are_written(write, tmp_path):
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
     "A results folder with the run of the small grid"
-    from msmix.experiment import run_one
+    from msmix.training.experiment import run_one
     results = tmp_path_factory.mktemp('made')/'res'
     return run_one('synth:mosi:0.01', 'lmf', 'none', 1, results=results, settings={'max_epochs': 1}, device='cpu', threads=1, progress=False)[1]
 
@@ -244,7 +244,8 @@ def test_a_broken_run_is_moved_aside(made, write, msmix, tmp_path):
     path.write_bytes(made.read_bytes()[:5000])
     code, out, _ = msmix('grid', write(), '-n')
     assert code == 0 and 'res/runs/synth-mosi/lmf/none/main/1.h5 cannot be read' in out and path.stat().st_size == 5000
-    from msmix.grid import read_config, settle_runs
+    from msmix.grid.config import read_config
+    from msmix.grid.stale import settle_runs
     settle_runs(read_config('g.yaml'))
     assert not path.exists() and (tmp_path/'res'/'stale'/'synth-mosi'/'lmf'/'none'/'main'/'1-broken.h5').stat().st_size == 5000
 
@@ -287,6 +288,6 @@ def test_data_that_changes_while_a_grid_runs_is_said(write, msmix, tmp_path, mon
         run.parent.mkdir(parents=True)
         run.touch()
         return 0
-    monkeypatch.setattr('msmix.grid.run_snakemake', run_snakemake)
+    monkeypatch.setattr('msmix.grid.drive.run_snakemake', run_snakemake)
     code, _, err = msmix('grid', write(datasets='{synth-mosi: {file: x.h5}}'))
     assert code == 1 and "'x.h5' was changed while the grid ran" in err

@@ -23,7 +23,7 @@ def loaded(code, folder):
 @pytest.fixture(scope='module')
 def of_a_run(tmp_path_factory):
     "What a whole run loads"
-    code = """from msmix.experiment import run_one
+    code = """from msmix.training.experiment import run_one
 run, path = run_one('synth:mosi:0.02', 'lmf', 'msmix', results='.', device='cpu', progress=False, settings={'max_epochs': 1})
 assert path.is_file()"""
     return loaded(code, tmp_path_factory.mktemp('run'))

@@ -7,7 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from msmix import MSMix
-from msmix.mixers import CALLS, build_mixer
+from msmix.mixers.base import CALLS, build_mixer
 from msmix.names import MIXERS, UsageError
 
 DIMS = {'text': 6, 'audio': 4}
@@ -214,7 +214,7 @@ SWITCHES = {'msmix': ('ordered', 'leak', 'signed', 'sass', 'sig', 'sal'), 'powmi
 
 @pytest.mark.parametrize('name', SWITCHES)
 def test_a_switch_is_on_or_off(name):
-    from msmix.mixers import resolve, MIXERS
+    from msmix.names import resolve, MIXERS
     for switch in (*SWITCHES[name], 'sequences'):
         for wrong in ('False', 'no', 2, []):
             with pytest.raises(UsageError, match=f'{switch}=.* does not work: give True or False'):
@@ -240,7 +240,7 @@ def test_labels_outside_their_range():
 
 def test_labels_on_a_device_are_looked_at_once(monkeypatch):
     mixer, looks = make('msmix'), []
-    monkeypatch.setattr('msmix.mixers.check_values', lambda *o: looks.append(o))
+    monkeypatch.setattr('msmix.mixers.base.check_values', lambda *o: looks.append(o))
     elsewhere = make('msmix').to('meta')
     for _ in range(3): mixer(Z, Y), elsewhere.check_batch({m: o.to('meta') for m, o in Z.items()}, Y.to('meta'))
     assert len(looks) == 3+1

@@ -30,7 +30,7 @@ def test_a_bomb_is_one_line_and_leaves_nothing(stream, message, refused, pickled
 
 
 def test_a_pickle_that_takes_too_long_is_given_up(refused, pickled, monkeypatch):
-    from msmix import prepare
+    from msmix.data import prepare
     monkeypatch.setattr(prepare, 'limits_of', lambda n: {'memory': 10**9, 'seconds': .3})
     refused("'f.pkl' took longer than 0 seconds and was given up", *PREPARE)
     assert [o.name for o in pickled.iterdir()] == ['f.pkl']
@@ -47,7 +47,7 @@ def test_the_child_warns_through_its_parent_and_loads_nothing_from_the_current_f
 
 @pytest.mark.parametrize('protocol', range(6))
 def test_the_same_dataset_comes_out_of_every_protocol(protocol, pickled):
-    from msmix.prepare import prepare_here
+    from msmix.data.prepare import prepare_here
     splits = pickle.loads((pickled/'f.pkl').read_bytes())
     (pickled/'g.pkl').write_bytes(pickle.dumps(splits, protocol))
     sums = [prepare_here(o, 'd.h5', 'mine', (-3, 3), progress=False).sum for o in ('f.pkl', 'g.pkl')]
@@ -56,7 +56,8 @@ def test_the_same_dataset_comes_out_of_every_protocol(protocol, pickled):
 
 def test_an_object_array_with_a_raw_buffer_is_refused(pickled):
     "NumPy's own constructor takes the bytes for addresses of objects"
-    from msmix.pickles import UsageError, load_pickle
+    from msmix.names import UsageError
+    from msmix.data.pickles import load_pickle
     name = lambda module, attr: f'c{module}\n{attr}\n'.encode()
     dtype = name('numpy', 'dtype') + b'X\2\0\0\0O8\x89\x88\x87R'
     array = name('numpy._core.multiarray', '_reconstruct') + name('numpy', 'ndarray') + b'K\0\x85C\1b\x87R'
@@ -70,7 +71,8 @@ def test_an_object_array_with_a_raw_buffer_is_refused(pickled):
 
 @pytest.mark.parametrize('module, advice', [('torch', 'tensor.numpy()'), ('pandas', '.to_numpy()'), ('scipy.sparse', '.toarray()')])
 def test_known_objects_come_with_advice(module, advice, pickled):
-    from msmix.pickles import UsageError, load_pickle
+    from msmix.names import UsageError
+    from msmix.data.pickles import load_pickle
     (pickled/'f.pkl').write_bytes(f'c{module}\nThing\n)R.'.encode())
     with pytest.raises(UsageError) as e: load_pickle('f.pkl')
     assert f"asks for '{module}.Thing'" in str(e.value) and advice in str(e.value)
@@ -108,10 +110,10 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from msmix.names import UsageError
-from msmix.prepare import prepare_here
-from msmix.results import example_run, save_run
-from msmix.synth import synth
-from msmix.text import changed_copy
+from msmix.data.prepare import prepare_here
+from msmix.runs.file import example_run, save_run
+from msmix.data.synth import synth
+from msmix.backbones.text import changed_copy
 most = int(sys.argv[1])
 def lots():
     with changed_copy(Path('old.h5').absolute()) as f: f['more'] = bytes(200_000)
@@ -141,7 +143,7 @@ def test_a_disk_that_fills_up_is_one_sentence_and_loses_nothing(pickled):
 
 def test_too_little_room_is_found_before_anything_is_written(refused, msmix, pickled, monkeypatch):
     import shutil
-    from msmix import prepare
+    from msmix.data import prepare
     usage = shutil.disk_usage(pickled)
     monkeypatch.setattr(prepare, 'guarded', lambda name, arguments, *rest, **more: vars(prepare.prepare_here(**arguments)))
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=10_000))

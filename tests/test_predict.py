@@ -27,7 +27,7 @@ SPLITS = {'train': clips(20, 0), 'valid': clips(6, 1), 'test': clips(8, 2)}
 
 
 def write(path, splits, **kw):
-    from msmix.data import write_dataset
+    from msmix.data.layout import write_dataset
     write_dataset(path, splits, **{**dict(name='own', modalities=MODALITIES, label_range=(-3, 3), language='en', complete=False), **kw})
     return path
 
@@ -66,7 +66,7 @@ def cut(split, index):
 
 
 def test_a_clip_is_predicted_alone_as_among_others(made, predicted):
-    from msmix.results import load_run
+    from msmix.runs.file import load_run
     _, run = made
     wanted = load_run(run).predictions['test']['pred']
     for split in ('train', 'test'):
@@ -121,7 +121,7 @@ def test_a_run_that_is_there_is_left_alone(made, msmix, tmp_path):
 def test_a_run_that_is_there_needs_no_place_to_write(made, msmix, monkeypatch):
     from msmix.names import UsageError
     def refuse(path): raise UsageError('nobody may write here')
-    for module in ('results', 'experiment'): monkeypatch.setattr(f'msmix.{module}.check_writable', refuse)
+    for module in ('runs.file', 'training.experiment'): monkeypatch.setattr(f'msmix.{module}.check_writable', refuse)
     data, run = made
     again = command(data, run.parents[5])
     assert msmix(*again)[0] == 0
@@ -136,7 +136,7 @@ def test_a_run_needs_no_open_streams(made, tmp_path, monkeypatch):
 
 
 def test_the_training_notebook_shows_a_run_that_is_there(made, tmp_path, monkeypatch):
-    from msmix.experiment import Experiment
+    from msmix.training.experiment import Experiment
     data, run = made
     content = run.read_bytes()
     cells = [''.join(c['source']) for c in json.loads(TRAIN.read_text())['cells'] if c['cell_type'] == 'code']
@@ -152,15 +152,15 @@ def test_the_training_notebook_shows_a_run_that_is_there(made, tmp_path, monkeyp
 
 def changed(run, path, **changes):
     "A copy of a run file with other contents, as no check on writing would let it be"
-    from msmix.results import load_run, write_run
+    from msmix.runs.file import load_run, write_run
     other = replace(load_run(run), **changes)
-    with patch('msmix.results.run_of'), h5py.File(path, 'w') as f: write_run(f, other)
+    with patch('msmix.runs.file.run_of'), h5py.File(path, 'w') as f: write_run(f, other)
     return path
 
 
 def test_a_run_file_is_not_believed_unseen(made, refused, tmp_path, monkeypatch):
     from huggingface_hub import HfApi
-    from msmix.results import load_run
+    from msmix.runs.file import load_run
     monkeypatch.setattr(HfApi, 'model_info', lambda *args, **kw: pytest.fail('the hub was asked'))
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
     data, run = made
@@ -213,7 +213,7 @@ def test_a_terminal_gets_no_escape_sequences_of_ids(made, tmp_path, monkeypatch)
 
 def test_nobody_is_asked_whether_code_of_a_folder_shall_run(refused, tmp_path, monkeypatch):
     from io import StringIO
-    from msmix.synth import synth
+    from msmix.data.synth import synth
     synth(tmp_path/'d.h5', 'mosi', .01)
     (tmp_path/'model').mkdir()
     (tmp_path/'model'/'evil.py').write_text(f"open({str(tmp_path/'was-here')!r}, 'w')")
@@ -236,7 +236,7 @@ def spoil(place, kind):
 
 @pytest.mark.parametrize('kind', ['folder', 'pipe', 'link', 'bytes', 'list', 'no state'])
 def test_what_lies_in_the_place_of_a_checkpoint_is_a_warning(kind, made, msmix, tmp_path):
-    from msmix.results import run_differences
+    from msmix.runs.file import run_differences
     data, run = made
     spoil(tmp_path/'r'/'checkpoints'/'own'/'lmf'/'none'/'main'/'1.pt', kind)
     with pytest.warns(UserWarning, match='starts from the beginning'): assert msmix(*command(data, tmp_path/'r', '--save-weights'))[0] == 0

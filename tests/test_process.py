@@ -65,7 +65,7 @@ def grid(tmp_path):
 
 
 def test_a_grid_runs_nothing_of_the_folder_and_environment_it_is_called_from(trapped, foreign, grid, tmp_path):
-    from msmix.results import load_run
+    from msmix.runs.file import load_run
     folder, ran = trapped
     (folder/'profiles'/'default').mkdir(parents=True)
     (folder/'profiles'/'default'/'config.yaml').write_text('no-such-option: 1\n')
@@ -178,8 +178,8 @@ def test_no_temporary_folder_is_one_line(refused, tmp_path, monkeypatch):
 
 
 def test_results_that_vanish_while_a_grid_runs_are_a_failure(tmp_path):
-    from msmix.grid import report
-    from msmix.jobs import Job
+    from msmix.grid.drive import report
+    from msmix.grid.jobs import Job
     from msmix.names import RunFailed
     job = Job(tmp_path/'gone.h5', tmp_path/'n.ipynb', tmp_path/'n.txt', {})
     (tmp_path/'grid.txt').write_text('WorkflowError:\nFailed to load the executor: no such module\n\n')
@@ -197,7 +197,7 @@ from unittest.mock import patch
 from msmix import cli
 names = dict(dataset='größe', backbone='tfn', mixer='none', variant='main', split='test', synthetic=False)
 frame = pd.DataFrame([dict(**names, seed=s, MAE=1.+s) for s in range(2)])
-with patch('msmix.results.load_runs', return_value=frame): sys.exit(cli.main(['table', '.']))"""
+with patch('msmix.runs.frame.load_runs', return_value=frame): sys.exit(cli.main(['table', '.']))"""
     (tmp_path/'t.py').write_text(code, encoding='utf-8')
     found = subprocess.run([sys.executable, tmp_path/'t.py'], env={**os.environ, **terminal}, capture_output=True)
     assert found.returncode == 0, found.stderr

@@ -6,7 +6,7 @@ import pytest
 from conftest import NOTEBOOKS, ROOT, TRAIN, name_of
 
 BIN = Path(sys.executable).parent
-PARAMETERISED = [o for o in NOTEBOOKS if o.parent.name in ('train', 'figures', 'bench')]
+PARAMETERISED = [o for o in NOTEBOOKS if o.parent.name in ('train', 'figures', 'speed')]
 # Folders and hosts of one machine, in pieces so that this file does not hold them
 PRIVATE = ['/'.join(('', o, '')) for o in ('work', 'root', 'home', 'Users')] + [
     '.'.join(o) for o in (('pypi', 'org'), ('pythonhosted', 'org'), ('npmjs', 'org'), ('npmjs', 'com'), ('deb', 'debian'))]
@@ -124,6 +124,7 @@ def test_a_wheel_holds_the_package_alone_and_its_command_works(tmp_path):
     subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-build-isolation', '--target', installed, source],
                    check=True, capture_output=True)
     assert {o.name for o in installed.iterdir() if not o.name.endswith('.dist-info')} <= {'msmix', 'bin'}
+    assert (installed/'msmix'/'mixers'/'msmix.py').is_file() and not (installed/'msmix'/'bench').exists()
     code = 'import msmix, sys; from msmix.cli import main; print(msmix.__file__, flush=True); sys.exit(main(["list", "--json"]))'
     found = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env={'PYTHONPATH': str(installed)}, capture_output=True, text=True)
     assert found.returncode == 0 and found.stdout.startswith(str(installed))

@@ -5,11 +5,14 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
-from msmix.data import check_dataset, write_dataset
+from msmix.data.load import check_dataset
+from msmix.data.layout import write_dataset
 from msmix.hdf5 import NotReadableNow
 from msmix.names import UsageError
-from msmix.results import (check_target, example_run, file_identity, is_merged, iter_runs, load_run, load_runs, merge_runs, read_content,
-                           run_differences, run_of, run_path, save_run, sha256, unmerge_runs)
+from msmix.runs.file import (check_target, example_run, file_identity, load_run, read_content, run_differences,
+                             run_of, run_path, save_run)
+from msmix.runs.frame import is_merged, iter_runs, load_runs, merge_runs, unmerge_runs
+from msmix.runs.identity import sha256
 
 ROOT_IS_READER = hasattr(os, 'geteuid') and os.geteuid()==0
 
@@ -150,7 +153,7 @@ def test_every_flipped_byte_is_noticed(path):
 import random, warnings
 from pathlib import Path
 from msmix.names import UsageError
-from msmix.results import load_run
+from msmix.runs.file import load_run
 path, rng = Path({str(path)!r}), random.Random(1)
 good, want = path.read_bytes(), repr(load_run(path))
 refused = 0
@@ -251,7 +254,7 @@ def test_the_runs_of_the_repository_are_read_as_they_are():
 # ---- datasets
 
 def test_the_mark_of_made_up_data_cannot_be_changed_unseen(tmp_path):
-    from msmix.synth import synth
+    from msmix.data.synth import synth
     synth(tmp_path/'x.h5', 'mosi', fraction=.01)
     check_dataset(tmp_path/'x.h5')
     change(tmp_path/'x.h5', lambda f: f.attrs.update(synthetic=False))
@@ -264,7 +267,7 @@ def test_a_dataset_file_that_another_program_has_is_not_replaced(tmp_path):
 
 
 def test_training_names_what_is_wrong_with_an_attribute(tmp_path, refused):
-    from msmix.synth import synth
+    from msmix.data.synth import synth
     synth(tmp_path/'x.h5', 'mosi', fraction=.01)
     for k,v,says in (('name', 5, 'a text is needed'), ('modalities', 3., 'a list of names'), ('label_range', '-3 3', 'two finite numbers'),
                      ('synthetic', 'no', 'true or false'), ('sum', 1, 'a text is needed'), ('language', np.bytes_(b'\xff'), 'cannot be read')):

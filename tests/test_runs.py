@@ -16,8 +16,8 @@ together = pytest.mark.xdist_group('runs')
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     "Train by the notebook with some parameters changed; give the run file"
-    from msmix.notebooks import run_notebook
-    from msmix.results import run_path
+    from msmix.grid.notebooks import run_notebook
+    from msmix.runs.file import run_path
     done = {}
 
     def call(where='a', **other):
@@ -32,7 +32,7 @@ def run(tmp_path_factory):
 
 
 def test_pred(path):
-    from msmix.results import load_run
+    from msmix.runs.file import load_run
     return np.asarray(load_run(path).predictions['test']['pred'])
 
 
@@ -41,7 +41,7 @@ test_pred.__test__ = False
 
 @together
 def test_the_notebook_trains_what_its_parameters_say(run):
-    from msmix.results import load_run
+    from msmix.runs.file import load_run
     a, b = load_run(run()), load_run(run(backbone='tfn', settings={'max_epochs': 3, 'lr': 1e-4}, seed=2))
     assert (a.backbone, a.mixer, a.seed, a.epochs) == ('lmf', 'none', 1, 2)
     assert (b.backbone, b.mixer, b.seed, b.epochs) == ('tfn', 'none', 2, 3)
@@ -52,14 +52,14 @@ def test_the_notebook_trains_what_its_parameters_say(run):
 
 @together
 def test_another_seed_gives_another_run_of_the_same_identity(run):
-    from msmix.results import load_run
+    from msmix.runs.file import load_run
     assert not np.allclose(test_pred(run()), test_pred(run(seed=2)))
     assert load_run(run()).identity == load_run(run(seed=2)).identity
 
 
 @together
 def test_the_same_seed_gives_the_same_run_file_apart_from_times(run):
-    from msmix.results import run_differences
+    from msmix.runs.file import run_differences
     assert run('a', mixer='msmix') != run('b', mixer='msmix')
     assert run_differences(run('a', mixer='msmix'), run('b', mixer='msmix')) == []
     assert run_differences(run('a', mixer='msmix'), run()) != []
@@ -68,7 +68,7 @@ def test_the_same_seed_gives_the_same_run_file_apart_from_times(run):
 @together
 @pytest.mark.parametrize('backbone, options', [('tfn', {}), ('almt', {'backbone.width': 16})])
 def test_other_backbones_repeat_too(backbone, options, run):
-    from msmix.results import run_differences
+    from msmix.runs.file import run_differences
     settings = {'max_epochs': 1, **options}
     a, b = (run(k, backbone=backbone, mixer='msmix', settings=settings) for k in 'ab')
     assert a != b and run_differences(a, b) == []
@@ -76,7 +76,7 @@ def test_other_backbones_repeat_too(backbone, options, run):
 
 @together
 def test_the_command_line_trains_the_same_run_as_the_notebook(run, msmix, tmp_path):
-    from msmix.results import run_differences
+    from msmix.runs.file import run_differences
     code, _, err = msmix('train', '--data', SHORT['data'], '--backbone', 'lmf', '--mixer', 'none', '--seed', 1, '--results', tmp_path,
                          '--device', 'cpu', '--threads', 1, '--set', 'max_epochs=2')
     assert code == 0, err
@@ -191,8 +191,8 @@ def test_the_grid_refuses(grid, refused, tmp_path):
 def batches(monkeypatch, tmp_path):
     "Weights before, and clips of every step of two epochs, by mixer"
     import torch
-    from msmix import train
-    from msmix.experiment import Experiment
+    from msmix.training import train
+    from msmix.training.experiment import Experiment
 
     def call(mixer, seed=1):
         weights, seen, step = [], [], train.train_step

@@ -75,7 +75,7 @@ def test_a_notebook_parameter_is_of_its_defaults_kind(refused, tmp_path, asked, 
 
 
 def test_texts_of_a_notebook_stay_as_written_and_values_are_read():
-    from msmix.notebooks import check_parameters, read_parameters
+    from msmix.grid.notebooks import check_parameters, read_parameters
     found = read_parameters(TRAIN, {'variant': '001', 'results': '1e3', 'data': 'null', 'mixer': '"msmix"', 'save_weights': 'False', 'settings': "{'lr': .1}", 'seed': '7'})
     assert found == {'variant': '001', 'results': '1e3', 'data': 'null', 'mixer': 'msmix', 'save_weights': False, 'settings': {'lr': .1}, 'seed': 7}
     check_parameters(TRAIN, {**found, 'threads': None})
@@ -88,14 +88,14 @@ def test_texts_of_a_notebook_stay_as_written_and_values_are_read():
     ({'rerun': 'no'}, "rerun='no' is not possible: write true or false"), ({'results': None}, 'the results folder None is a NoneType'),
     ({'threads': 1.}, 'pass 1 or more')])
 def test_callers_from_python_get_the_same_checks(tmp_path, kw, message):
-    from msmix.experiment import run_one
+    from msmix.training.experiment import run_one
     from msmix.names import UsageError
     with pytest.raises(UsageError) as e: run_one(DATA, **{'backbone': 'lmf', 'mixer': 'msmix', 'device': 'cpu', 'results': tmp_path, **kw})
     assert message in str(e.value)
 
 
 def test_settings_may_be_a_text_that_says_them(tmp_path):
-    from msmix.experiment import Experiment
+    from msmix.training.experiment import Experiment
     e = Experiment(DATA, 'lmf', 'msmix', settings='{"max_epochs": 1, "mixer.sass": false}', device='cpu', results=tmp_path)
     assert e.recipe.max_epochs == 1 and e.mixer.sass is False
 
@@ -147,7 +147,7 @@ def test_labels_of_another_scale_and_large_features_are_said(msmix, train, prepa
 
 def test_a_session_with_other_switches_gives_the_same_run_and_the_run_says_how_it_was_computed(msmix, train, tmp_path):
     import torch
-    from msmix.results import load_run, run_differences
+    from msmix.runs.file import load_run, run_differences
     _, first, _ = msmix(*train(mixer='msmix'))
     plain = (tmp_path/'r').rename(tmp_path/'plain')
     torch.set_default_dtype(torch.float64)
@@ -172,7 +172,7 @@ def test_a_session_with_other_switches_gives_the_same_run_and_the_run_says_how_i
 
 
 def test_a_run_file_of_before_has_no_setup(msmix, train):
-    from msmix.results import load_run
+    from msmix.runs.file import load_run
     path = msmix(*train())[1].split()[-1]
     with h5py.File(path, 'a') as f:
         del f['measured'].attrs['setup']

@@ -34,7 +34,7 @@ def running_job():
 
 
 def test_a_grid_on_slurm_survives_a_cancelled_job_and_equals_the_local_one(cluster, tmp_path):
-    from msmix.results import run_differences
+    from msmix.runs.file import run_differences
     local, remote = tmp_path/'local', tmp_path/'remote'
     process, end = grid(remote, '--profile', HERE/'profile'), time.monotonic()+LIMIT
     log = remote/'results'/'logs'/'synth-mosi'/'lmf'/'none'/'main'/'1.txt'

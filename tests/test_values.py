@@ -108,8 +108,8 @@ def test_lengths_that_end_at_the_first_zero_are_refused_unless_trusted(front, re
 
 
 def test_a_published_file_goes_by_the_values_and_keeps_its_lengths(prepare, tmp_path, monkeypatch):
-    from msmix import prepare as module
-    from msmix.data import load_dataset
+    from msmix.data import prepare as module
+    from msmix.data.load import load_dataset
     d = changed(zero_sum, True)
     monkeypatch.setitem(module.PUBLISHED, ('mosi', 'unaligned_50'), hashlib.sha256(pickle.dumps(d)).hexdigest())
     monkeypatch.setattr(module, 'guarded', lambda function, asked, *rest, **kw: vars(module.prepare_here(**asked)))   # a child would not know the sum
