@@ -5,7 +5,7 @@ JOBS   ?= 2
 DEVICE ?= cpu
 VENV   := .venv
 READY  := $(VENV)/.ready
-NOTEBOOKS ?= $(sort $(wildcard nbs/*.ipynb nbs/figures/*.ipynb nbs/notes/*.ipynb nbs/tutorials/*.ipynb))
+NOTEBOOKS ?= $(sort $(filter-out nbs/train/% nbs/speed/%,$(wildcard nbs/*.ipynb nbs/*/*.ipynb)))
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
