@@ -300,7 +300,7 @@ def add_result_options(add):
     p.add_argument('-j', '--jobs', type=int, metavar='K', help='CPU cores to use at once (all), or jobs with a profile')
     p.add_argument('--only', action='append', metavar='NAME', help='an experiment of the file; repeat for more (all)')
     p.add_argument('--rerun', action='store_true', help='move runs of another configuration to stale and train again')
-    p.add_argument('--profile', metavar='NAME', help='of a cluster: slurm, kubernetes, or a folder')
+    p.add_argument('--profile', metavar='NAME', help='of a cluster: slurm, or a folder')
     which = p.add_mutually_exclusive_group()
     which.add_argument('--no-figures', action='store_true', help='runs only')
     which.add_argument('--figures-only', action='store_true', help='figures of the runs that are there')
