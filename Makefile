@@ -10,7 +10,7 @@ NOTEBOOKS ?= $(sort $(filter-out nbs/train/% nbs/speed/%,$(wildcard nbs/*.ipynb 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup reproduce test test-cuda test-slurm bench bench-peers readme notebooks export clean-notebooks hooks clean
+.PHONY: help setup reproduce test test-cuda test-slurm bench bench-peers readme schema notebooks export clean-notebooks hooks clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'make bench            speed on this machine; DEVICE=cuda on a GPU; FRACTION=0.75: prepare on 6 GB (results/bench)'
 	@echo 'make bench-peers      a training step beside that of MMSA 2.2.1, which gets an environment of its own'
 	@echo 'make readme           README.md from nbs/index.ipynb'
+	@echo 'make schema           what a grid file may hold, for editors (workflow/config/grid.schema.json)'
 	@echo 'make notebooks        execute and clean all notebooks but training and bench, in place'
 	@echo 'make export           notebooks to msmix/*.py'
 	@echo 'make clean-notebooks  strip the notebooks of what changes from one execution to the next'
@@ -100,6 +101,9 @@ $(PEERS)/.ready: constraints.txt
 
 readme: $(READY)
 	@python -c 'from msmix.docs import write_readme; print(write_readme())'
+
+schema: $(READY)
+	@python -c 'import json; from msmix.grid.config import grid_schema; print(json.dumps(grid_schema(), indent=1))' > workflow/config/grid.schema.json
 
 notebooks: $(READY)
 	@python -c 'import sys; from msmix.docs import execute_in_place as run; [print(run(o), flush=True) for o in sys.argv[1:]]' $(NOTEBOOKS)

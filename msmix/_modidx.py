@@ -704,6 +704,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/msmix', 'doc_host': '', 'g
                                    'msmix.grid.config.expected': ('grid/gridfile.html#expected', 'msmix/grid/config.py'),
                                    'msmix.grid.config.explain': ('grid/gridfile.html#explain', 'msmix/grid/config.py'),
                                    'msmix.grid.config.finite': ('grid/gridfile.html#finite', 'msmix/grid/config.py'),
+                                   'msmix.grid.config.grid_schema': ('grid/gridfile.html#grid_schema', 'msmix/grid/config.py'),
                                    'msmix.grid.config.is_part': ('grid/gridfile.html#is_part', 'msmix/grid/config.py'),
                                    'msmix.grid.config.mapping': ('grid/gridfile.html#mapping', 'msmix/grid/config.py'),
                                    'msmix.grid.config.one_of': ('grid/gridfile.html#one_of', 'msmix/grid/config.py'),

@@ -1,7 +1,9 @@
 "A grid file is right, or one line says what is wrong with it; and a good run file stays where it is"
-import os, subprocess, sys
+import json, os, subprocess, sys
 from pathlib import Path
 import pytest
+import yaml
+from conftest import ROOT
 
 BASE = {'results': 'res', 'datasets': '{synth-mosi: {synth: mosi, fraction: 0.01}}', 'backbones': '[lmf]', 'mixers': '[none]', 'seeds': '[1]',
         'variants': '{main: {max_epochs: 1}}', 'device': 'cpu'}
@@ -291,3 +293,13 @@ def test_data_that_changes_while_a_grid_runs_is_said(write, msmix, tmp_path, mon
     monkeypatch.setattr('msmix.grid.drive.run_snakemake', run_snakemake)
     code, _, err = msmix('grid', write(datasets='{synth-mosi: {file: x.h5}}'))
     assert code == 1 and "'x.h5' was changed while the grid ran" in err
+
+
+def test_the_schema_for_editors_is_that_of_the_models_and_admits_the_configurations():
+    import jsonschema
+    from msmix.grid.config import grid_schema
+    folder = ROOT/'workflow'/'config'
+    assert json.loads((folder/'grid.schema.json').read_text(encoding='utf-8')) == grid_schema(), 'run `make schema`'
+    for path in folder.glob('*.yaml'):
+        assert path.read_text(encoding='utf-8').startswith('# yaml-language-server: $schema=grid.schema.json\n'), path
+        jsonschema.validate(yaml.safe_load(path.read_text(encoding='utf-8')), grid_schema())

@@ -8,7 +8,7 @@ __all__ = ['MOST_BYTES', 'MOST_VALUES', 'MOST_RUNS', 'NAMED', 'TEXT', 'SHORT_FLO
            'Variants', 'KINDS', 'MODELS', 'GridLoader', 'check_scalar', 'check_keys', 'check_node', 'read_text',
            'read_yaml', 'expected', 'whole', 'one_of', 'distinct', 'is_part', 'open_path', 'results_path', 'finite',
            'mapping', 'Strict', 'Data', 'Resources', 'Part', 'Grid', 'explain', 'parts', 'check_part', 'check_config',
-           'project_root', 'config_path', 'read_config']
+           'grid_schema', 'project_root', 'config_path', 'read_config']
 
 # %% ../../nbs/grid/35c_gridfile.ipynb #655fcb15
 import json, math, os, re
@@ -152,7 +152,8 @@ def one_of(
     what: str, # E.g. 'backbone'
 ):
     "The type of names that exist"
-    return Annotated[str, AfterValidator(lambda o: choose(o, names, what)), expected(f"a {what}: {', '.join(names)}")]
+    known = Field(json_schema_extra={'enum': [*names]})
+    return Annotated[str, AfterValidator(lambda o: choose(o, names, what)), expected(f"a {what}: {', '.join(names)}"), known]
 
 # %% ../../nbs/grid/35c_gridfile.ipynb #0a3d70aa
 def distinct(
@@ -374,6 +375,15 @@ def check_config(
     for o in c['only']: choose(o, c['experiments'], f'experiment of {where}')
     for k,v in parts({**c, 'only': []}).items(): check_part(v, f"experiment '{k}' of {where}" if k else where)
     return c
+
+# %% ../../nbs/grid/35c_gridfile.ipynb #574346e7
+def grid_schema() -> dict: # JSON schema
+    "What a grid file may hold, for editors; a variant or experiment without changes may be left empty"
+    schema = Grid.model_json_schema()
+    for model, key in ((schema, 'variants'), (schema['$defs']['Part'], 'variants'), (schema, 'experiments')):
+        place = model['properties'][key]
+        place['additionalProperties'] = {'anyOf': [place['additionalProperties'], {'type': 'null'}]}
+    return schema
 
 # %% ../../nbs/grid/35c_gridfile.ipynb #d579958d
 def project_root() -> Path:
