@@ -35,9 +35,10 @@ def module_tree(
     return ast.parse(Path(origin).read_text(encoding='utf-8'))
 
 # %% ../../nbs/runs/32a_identity.ipynb #589bc5ae
+@functools.cache
 def imported_by(
     name: str, # E.g. `msmix.data.load`
-) -> set[str]: # E.g. `{'msmix.core'}`; names that only may be modules among them
+) -> frozenset[str]: # E.g. `{'msmix.core'}`; names that only may be modules among them
     "The modules that a module imports, wherever in its text"
     found = set()
     for o in ast.walk(module_tree(name)):
@@ -45,9 +46,10 @@ def imported_by(
         if not isinstance(o, ast.ImportFrom): continue
         source = importlib.util.resolve_name('.'*o.level + (o.module or ''), name.rpartition('.')[0])
         found |= {source, *(f'{source}.{a.name}' for a in o.names)}
-    return found
+    return frozenset(found)
 
 # %% ../../nbs/runs/32a_identity.ipynb #b07bb49d
+@functools.cache
 def decides(
     name: str, # E.g. `msmix.core` or `msmix.core.generator`
 ) -> bool:
