@@ -1,8 +1,8 @@
 "Packages stand on floors: an import leads down, never up and never to a package beside"
-import ast, importlib, subprocess, sys
-from importlib.util import resolve_name
+import importlib, subprocess, sys
 import pytest
 from conftest import ROOT
+from msmix.runs.identity import imported_by
 
 FLOORS = [{'names'}, {'settings', 'hdf5', 'files', 'core', 'guarded', 'documented'}, {'mixers', 'data', 'runs'}, {'backbones', 'report'}, {'training'}, {'grid'},
           {'cli', 'bench', 'docs'}, {'results', 'metrics', 'reference', '__main__'}]
@@ -10,27 +10,20 @@ FLOOR = {name: k for k, names in enumerate(FLOORS) for name in names}
 SOURCES = [o for o in (ROOT/'msmix').rglob('*.py') if o.name not in ('__init__.py', '_modidx.py')]
 
 
-def imports(path):
-    "Names below msmix that a module imports, wherever in its text, each with its package"
-    name = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
-    for o in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-        if isinstance(o, ast.Import): yield from (a.name for a in o.names)
-        if isinstance(o, ast.ImportFrom):
-            source = resolve_name('.'*o.level + (o.module or ''), name.rpartition('.')[0])
-            yield from (f'{source}.{a.name}' for a in o.names)
+def module(path): return '.'.join(path.relative_to(ROOT).with_suffix('').parts)
 
 
-@pytest.mark.parametrize('path', SOURCES, ids=lambda o: '.'.join(o.relative_to(ROOT).with_suffix('').parts[1:]))
+@pytest.mark.parametrize('path', SOURCES, ids=module)
 def test_imports_lead_down(path):
     own = path.relative_to(ROOT/'msmix').with_suffix('').parts[0]
-    others = {o.split('.')[1] for o in imports(path) if o.startswith('msmix.')} - {own, '__version__'}
+    others = {o.split('.')[1] for o in imported_by(module(path)) if o.startswith('msmix.')} - {own, '__version__'}
     free = FLOORS[1] if own in FLOORS[1] else set()  # modules at the root may use each other
     assert [o for o in sorted(others - free) if FLOOR[o] >= FLOOR[own]] == []
 
 
 def test_no_circle_among_modules():
-    names = {'.'.join(o.relative_to(ROOT).with_suffix('').parts): o for o in SOURCES}
-    below = {k: {m for o in imports(p) for m in (o, o.rpartition('.')[0]) if m in names and m != k} for k, p in names.items()}
+    names = {module(o) for o in SOURCES}
+    below = {k: (imported_by(k) & names) - {k} for k in names}
     while found := [k for k, v in below.items() if not v]:
         below = {k: v - set(found) for k, v in below.items() if v}
     assert below == {}
