@@ -9,8 +9,7 @@ __all__ = ['WRITE', 'read_value', 'plain', 'misfit', 'check_value', 'check_sizes
 # %% ../nbs/05c_settings.ipynb #e9af629a
 import ast, inspect, json, operator, re, warnings
 from contextlib import suppress
-from .names import UsageError, printable
-from .names import choose
+from .names import UsageError, printable, choose
 
 # %% ../nbs/05c_settings.ipynb #473774cd
 def read_value(

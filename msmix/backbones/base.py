@@ -11,8 +11,7 @@ import re
 import torch
 from torch import nn, Tensor
 from ..core import Latents, Masks, Encoded, Fused, length_mask, stack_rows
-from ..names import UsageError, choose
-from ..names import BACKBONES, resolve
+from ..names import UsageError, choose, BACKBONES, resolve
 from ..settings import check_options, construct
 
 # %% ../../nbs/backbones/10_backbones.ipynb #23ea8fc0

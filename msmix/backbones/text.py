@@ -21,13 +21,12 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 from ..core import Latents, Masks, Encoded, Fused, length_mask, set_up_torch
-from ..names import UsageError, choose
+from ..names import UsageError, choose, printable
 from .layers import by_length
 from .base import Backbone
 from ..data.load import Dataset, Split, open_dataset, read_features
 from ..data.layout import read_unlabelled
 from ..files import path_part, user_path, whole_file
-from ..names import printable
 from ..hdf5 import plain_value, write_h5
 
 # %% ../../nbs/backbones/18_text.ipynb #9d9073e1

@@ -19,11 +19,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from ..training.capture import Captured
-from ..names import UsageError
+from ..names import UsageError, BACKBONES, MIXERS
 from ..data.load import epoch_batches
 from ..training.experiment import Experiment, device_name
 from ..files import python_command
-from ..names import BACKBONES, MIXERS
 from ..runs.identity import git_commit, memory_of, versions
 from ..training.recipes import find_recipe
 from ..data.synth import LIKE

@@ -22,12 +22,10 @@ import h5py
 import numpy as np
 import torch
 from torch import Tensor, nn
-from ..hdf5 import NotReadableNow, open_h5, plain_attributes, plain_value
-from ..names import printable
-from ..names import UsageError, choose
+from ..hdf5 import NotReadableNow, open_h5, plain_attributes, plain_value, write_h5
+from ..names import printable, UsageError, choose
 from ..files import path_part, user_path, whole_file
 from ..settings import check_value
-from ..hdf5 import write_h5
 
 # %% ../../nbs/data/01_data.ipynb #60a08862
 SPLITS = ('train', 'valid', 'test')

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from ..hdf5 import open_h5
-from ..names import printable
+from ..names import printable, UsageError, choose
 from ..core import Latents, Masks, length_mask, masked_mean
-from ..names import UsageError, choose
 from .lengths import begin_at
 from .layout import (Header, Rounding, SPLITS, check_splits, check_sum, check_table, flat, read_header,
                                read_small, read_unlabelled, scan)

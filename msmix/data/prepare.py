@@ -18,11 +18,11 @@ from functools import wraps
 from pathlib import Path
 import numpy as np
 from tqdm import tqdm
-from ..names import UsageError, choose
+from ..names import UsageError, choose, known_dataset, label_range_of, printable
 from ..files import check_writable, check_room, clear_away, missing_folders, user_path
 from ..settings import check_value
-from .layout import (SPLITS, Header, check_header, check_replaced, write_dataset, check_splits,
-                               check_texts, Rounding)
+from .layout import (SPLITS, Header, check_header, check_replaced, write_dataset, check_splits, check_texts,
+                               Rounding)
 from .load import rounding_of, rounding_text
 from .lengths import (STOP, TRUST, WARN, Window, aligned_with, begin_at, by_lengths, by_values,
                                 check_lengths, contradiction, extent, filled_steps, fits_tokens, outside, padding_of,
@@ -30,7 +30,6 @@ from .lengths import (STOP, TRUST, WARN, Window, aligned_with, begin_at, by_leng
 from ..guarded import guarded
 from ..hdf5 import check_place
 from .pickles import load_pickle
-from ..names import known_dataset, label_range_of, printable
 
 # %% ../../nbs/data/01a_prepare.ipynb #2399f0a9
 KNOWN = {'mosi':((-3.,3.), 'en'), 'mosei':((-3.,3.), 'en'), 'sims':((-1.,1.), 'zh')}    # label range, language

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['run_resources', 'machine_resources', 'job_limits', 'lock_folder', 'naming', 'check_names', 'check_all', 'clear_way',
            'end_with', 'profile_folder', 'snakemake_command', 'check_scratch', 'run_snakemake', 'package_sum',
-           'note_runs', 'outdated', 'drawable', 'draw', 'show_plan', 'report', 'data_stamps', 'run_grid',
-           'check_config', 'read_config', 'project_root']
+           'note_runs', 'outdated', 'drawable', 'draw', 'show_plan', 'report', 'data_stamps', 'run_grid']
 
 # %% ../../nbs/grid/36_grid.ipynb #610a1694
 import os, re, shlex, subprocess, sys, tempfile, threading, time
@@ -19,12 +18,9 @@ from .jobs import Job, clear_state, read_state, visible_gpus
 from ..files import python_command, safe_environment
 from .notebooks import make_folder, private_folder
 from .progress import Progress, snakemake_reason, summary, watch
+from .config import config_path, parts, project_root, read_config
 from .plan import Figure, check_data, check_settings, check_way, data_path, figure_jobs, plan
 from .stale import settle_runs
-
-# %% ../../nbs/grid/36_grid.ipynb #9b0f6755
-from .config import check_config, config_path, parts, project_root, read_config
-_all_ = ['check_config', 'read_config', 'project_root'] # The Snakefile and other pages take them from here
 
 # %% ../../nbs/grid/36_grid.ipynb #d2db783a
 def run_resources(

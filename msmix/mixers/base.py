@@ -19,9 +19,8 @@ import torch
 from torch import nn, Tensor
 from torch.autograd.function import FunctionCtx
 from ..core import Latents, Masks, Mixed, join_masks, per_row
-from ..names import UsageError
+from ..names import UsageError, MIXERS, resolve
 from ..settings import check_options, construct
-from ..names import MIXERS, resolve
 from ..documented import documented
 
 # %% ../../nbs/method/20_mixers.ipynb #efba0b80

@@ -12,10 +12,8 @@ import textwrap
 from pathlib import Path
 import numpy as np
 from ..runs.metrics import HIGHER_IS_BETTER, METRICS
-from ..names import shown_name, UsageError
+from ..names import shown_name, UsageError, in_order, MIXERS
 from .statistics import FEWEST_FOR_TEST
-from ..names import in_order
-from ..names import MIXERS
 
 # %% ../../nbs/report/40_plots.ipynb #7d64c299
 MARKERS, OTHERS = 's^vDPXph<o', '*>d8H'

@@ -14,12 +14,10 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 from ..runs.metrics import HIGHER_IS_BETTER, METRICS
-from ..names import BACKBONES, UsageError
+from ..names import BACKBONES, UsageError, in_order, MIXERS
 from .plots import mixer_look
 from ..runs.file import hidden_name, parse_hidden
 from .statistics import compare_one, conclusion, judged, pair_up, sides, t_interval
-from ..names import in_order
-from ..names import MIXERS
 
 # %% ../../nbs/report/43_robustness.ipynb #c05
 def example_hidden(

@@ -7,9 +7,8 @@ __all__ = ['cell_text', 'marks_of', 'table_rows', 'table_parts', 'split_mark', '
 
 # %% ../../nbs/report/34a_tables.ipynb #2e0529f0
 import pandas as pd
-from ..names import printable, shown_name, BACKBONES, UsageError
+from ..names import printable, shown_name, BACKBONES, UsageError, MIXERS, in_order
 from ..runs.metrics import METRICS, arrow
-from ..names import MIXERS, in_order
 
 # %% ../../nbs/report/34a_tables.ipynb #fb1f5c07
 def cell_text(

@@ -12,13 +12,11 @@ import itertools, os, warnings
 from dataclasses import replace
 from pathlib import Path
 import h5py
-from ..files import check_writable, whole_file
+from ..files import check_writable, whole_file, user_path
 from ..hdf5 import NotReadableNow, open_h5, write_h5
 from ..names import UsageError, printable
 from .metrics import METRICS
-from .file import Run, file_identity, load_run, read_run, run_path, save_run, write_run
-from .file import check_target
-from ..files import user_path
+from .file import Run, file_identity, load_run, read_run, run_path, save_run, write_run, check_target
 
 # %% ../../nbs/runs/32b_frame.ipynb #502824d7
 def runs_within(

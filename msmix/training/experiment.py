@@ -12,10 +12,9 @@ import inspect, time, warnings
 from dataclasses import asdict
 from pathlib import Path
 import torch
-from ..names import UsageError, choose
+from ..names import UsageError, choose, BACKBONES, MIXERS, resolve, label_range_of
 from ..core import generator, masked_mean, set_up_torch, stream_seed, pin_torch, torch_setup
 from ..files import check_writable, user_path
-from ..names import BACKBONES, MIXERS, resolve, label_range_of
 from ..settings import check_seed, check_value
 from ..backbones.layers import lead_modality
 from ..backbones.base import build_backbone
@@ -25,9 +24,8 @@ from ..data.load import load_dataset, open_dataset
 from ..data.scarce import hidden_conditions, hide, with_share
 from .recipes import Recipe, find_recipe, check_recipe, recipe_text
 from ..runs.file import Run, check_target, file_identity, hidden_name, holds_weights, load_run, run_path, save_run
-from ..runs.identity import code_sum, git_commit, identity, peak_memory, versions
+from ..runs.identity import code_sum, git_commit, identity, peak_memory, versions, deciding_modules
 from .train import Trainer, clean_and_mixed
-from ..runs.identity import deciding_modules
 
 # %% ../../nbs/training/30a_experiment.ipynb #5d96f5c7
 def training_modules(

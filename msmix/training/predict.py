@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from ..names import UsageError, choose
+from ..names import UsageError, choose, BACKBONES, printable
 from ..core import set_up_torch
-from ..names import BACKBONES, printable
 from ..backbones.base import build_backbone
 from ..mixers.base import build_mixer
 from ..data.load import Dataset, load_dataset, open_dataset, scale_, statistics_of

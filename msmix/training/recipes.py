@@ -14,8 +14,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 from ..names import BACKBONES, LABEL_RANGES, MIXERS, UsageError, choose, known_dataset, printable, resolve
-from ..settings import misfit, read_settings
-from ..settings import check_options
+from ..settings import misfit, read_settings, check_options
 from ..runs.metrics import rules_of
 
 # %% ../../nbs/training/33_recipes.ipynb #b5a301e1

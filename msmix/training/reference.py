@@ -14,8 +14,7 @@ import h5py
 import numpy as np
 import torch
 from torch import Tensor
-from ..names import UsageError, choose
-from ..names import BACKBONES
+from ..names import UsageError, choose, BACKBONES
 
 # %% ../../nbs/training/17_reference.ipynb #bdf6624a
 def load_state(

@@ -16,8 +16,7 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 from ..core import Encoded, Mixed, generator, stack_rows
-from ..names import UsageError
-from ..names import RunFailed
+from ..names import UsageError, RunFailed
 from ..backbones.layers import same_norms
 from ..backbones.base import Backbone, param_groups
 from ..mixers.base import Mixer
