@@ -28,14 +28,16 @@ def nodes_per_statement(tree):
     "AST nodes of every statement, without the statements inside it"
     def size(node): return 1 + sum(size(o) for o in ast.iter_child_nodes(node) if not isinstance(o, ast.stmt))
     found = [o for o in ast.walk(tree) if isinstance(o, ast.stmt)]
-    doc = {id(o.body[0]) for o in ast.walk(tree) if isinstance(o, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(o) is not None}
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    doc = {id(o.body[0]) for o in ast.walk(tree) if isinstance(o, documented) and ast.get_docstring(o) is not None}
     return [size(o) for o in found if id(o) not in doc and not isinstance(o, (ast.Import, ast.ImportFrom))]
 
 
 def public_names(tree):
     "Names that a module defines and exports"
     for o in tree.body:
-        names = [o.name] if isinstance(o, (ast.ClassDef, ast.FunctionDef)) else [t.id for t in getattr(o, 'targets', []) if isinstance(t, ast.Name)]
+        if isinstance(o, (ast.ClassDef, ast.FunctionDef)): names = [o.name]
+        else: names = [t.id for t in getattr(o, 'targets', []) if isinstance(t, ast.Name)]
         yield from (n for n in names if not n.startswith('_'))
 
 
@@ -60,15 +62,20 @@ def measure(root):
     nodes = [n for t in trees for n in nodes_per_statement(t)]
     lambdas = sum(isinstance(o, ast.Assign) and isinstance(o.value, ast.Lambda) for t in trees for o in ast.walk(t))
     over = [sum(len(l) > k for o in exported for l in o) for k in (120, 140)]
-    return [('modules', len(modules)), ('exported lines', total), ('public names', sum(len(list(public_names(t))) for t in trees)),
-            ('export cell lines: median / p95 / max', f'{statistics.median(sizes):g} / {quantile(sizes, .95)} / {max(sizes)}'),
-            ('AST nodes a statement: median / p95', f'{statistics.median(nodes):g} / {quantile(nodes, .95)}'),
-            ('exported lines over 120 / 140 columns', f'{over[0]} / {over[1]}'),
-            ('demonstration lines over 120 columns', sum(w > 120 for *_,w in demos)),
-            ('assigned lambdas per 1000 lines', f'{1000*lambdas/total:.1f}'),
-            ('demonstration cells', len(demos)), ('of these with visible output', f'{sum(s for _,s,_ in demos)/len(demos):.0%}'),
-            ('their lines: median / p95', f'{statistics.median([n for n,*_ in demos]):g} / {quantile([n for n,*_ in demos], .95)}'),
-            *((f'lines in {k}', v) for k,v in lines_of.most_common() if '.' in k or v > 0)]
+    names = sum(len(list(public_names(t))) for t in trees)
+    shown = sum(s for _,s,_ in demos)/len(demos)
+    return [
+        ('modules', len(modules)), ('exported lines', total), ('public names', names),
+        ('export cell lines: median / p95 / max',
+         f'{statistics.median(sizes):g} / {quantile(sizes, .95)} / {max(sizes)}'),
+        ('AST nodes a statement: median / p95', f'{statistics.median(nodes):g} / {quantile(nodes, .95)}'),
+        ('exported lines over 120 / 140 columns', f'{over[0]} / {over[1]}'),
+        ('demonstration lines over 120 columns', sum(w > 120 for *_,w in demos)),
+        ('assigned lambdas per 1000 lines', f'{1000*lambdas/total:.1f}'),
+        ('demonstration cells', len(demos)), ('of these with visible output', f'{shown:.0%}'),
+        ('their lines: median / p95', f'{statistics.median([n for n,*_ in demos]):g} / '
+                                      f'{quantile([n for n,*_ in demos], .95)}'),
+        *((f'lines in {k}', v) for k,v in lines_of.most_common())]
 
 
 if __name__ == '__main__':
